@@ -1,0 +1,1 @@
+"""Depure: diffusion-based adversarial purification that can be trusted."""

@@ -1,0 +1,29 @@
+"""Diffusion: schedules, denoisers, samplers, time grids, and loop drivers for their chains."""
+
+from depure.diffusion.backprop import Backprop, Blind, Checkpoint, Full, Straight, Surrogate
+from depure.diffusion.chain import Chain
+from depure.diffusion.denoiser import Denoiser, Estimate
+from depure.diffusion.grid import Grid
+from depure.diffusion.samplers import DDIM, DDPM, EulerMaruyama, ProbabilityFlow, Sampler
+from depure.diffusion.schedule import VPSDE, Schedule, VPDiscrete
+
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "VPSDE",
+    "Backprop",
+    "Blind",
+    "Chain",
+    "Checkpoint",
+    "Denoiser",
+    "Estimate",
+    "EulerMaruyama",
+    "Full",
+    "Grid",
+    "ProbabilityFlow",
+    "Sampler",
+    "Schedule",
+    "Straight",
+    "Surrogate",
+    "VPDiscrete",
+]

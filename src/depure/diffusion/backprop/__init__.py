@@ -1,0 +1,7 @@
+"""Loop drivers: how a chain is run and differentiated. An object handed over, never a flag."""
+
+from depure.diffusion.backprop.approximate import Blind, Straight, Surrogate
+from depure.diffusion.backprop.base import Backprop, Full
+from depure.diffusion.backprop.checkpoint import Checkpoint
+
+__all__ = ["Backprop", "Blind", "Checkpoint", "Full", "Straight", "Surrogate"]

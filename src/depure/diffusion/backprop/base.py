@@ -1,0 +1,46 @@
+"""What a loop driver is, and the plainest one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from depure.diffusion.chain import Chain
+from depure.types import Step
+
+
+def run_links(links: Sequence[Step], x: Tensor) -> Tensor:
+    """x through every link, in order."""
+    for link in links:
+        x = link(x)
+    return x
+
+
+class Backprop(ABC):
+    """Decides how a chain of steps is run and differentiated; a frozen dataclass of settings."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the gradient is that of the chain itself."""
+        return False
+
+    @abstractmethod
+    def run(self, chain: Chain, x: Tensor) -> Tensor:
+        """The end of the chain started at x (B, C, H, W), differentiable as this driver does."""
+
+
+@dataclass(frozen=True)
+class Full(Backprop):
+    """Plain autograd: exact, 2 forwards of time, and memory for every step's activations."""
+
+    @property
+    def exact(self) -> bool:
+        """Yes."""
+        return True
+
+    def run(self, chain: Chain, x: Tensor) -> Tensor:
+        """Every link under autograd."""
+        return run_links(chain.links(), x)

@@ -1,0 +1,194 @@
+"""Exact gradients of long chains in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from depure.diffusion.backprop.base import Backprop, run_links
+from depure.diffusion.chain import Chain
+from depure.types import Step
+
+_CPU_BUDGET = 2**30
+_step_bytes: WeakKeyDictionary[nn.Module, dict[Hashable, int]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Checkpoint(Backprop):
+    """Exact gradients: keep the graphs of the last K of T steps, replay the others from states.
+
+    Costs (3 - K/T) forward chains and the memory of K + 1 steps' activations plus T states.
+
+    Args:
+        memory_budget: bytes for the activations of kept steps; K is what fits, found by
+            probing one step once per batch shape. None: 1 GiB on a CPU, half of the free memory
+            on a GPU. 0: keep nothing.
+        segment: store every `segment`-th state only and recompute those between ("nested"):
+            for chains so long that the states themselves fill the memory; costs up to one more
+            forward chain.
+    """
+
+    memory_budget: int | None = None
+    segment: int = 1
+
+    def __post_init__(self) -> None:
+        if self.memory_budget is not None and self.memory_budget < 0:
+            raise ValueError(f"memory_budget must be at least 0 bytes; got {self.memory_budget}")
+        if self.segment < 1:
+            raise ValueError(f"segment must be at least 1 step; got {self.segment}")
+
+    @property
+    def exact(self) -> bool:
+        """Yes."""
+        return True
+
+    def run(self, chain: Chain, x: Tensor) -> Tensor:
+        """Replay the first T - K links, keep the graphs of the last K."""
+        links = chain.links()
+        if not torch.is_grad_enabled():
+            return run_links(links, x)
+        split = len(links) - self.kept(chain, x)
+        return run_links(links[split:], replay(links[:split], x, self.segment))
+
+    def kept(self, chain: Chain, x: Tensor) -> int:
+        """K: how many steps' graphs the budget holds for a batch like x."""
+        links = chain.links()
+        budget = _free_memory(x.device) if self.memory_budget is None else self.memory_budget
+        if budget == 0:
+            return 0
+        size = max(1, step_bytes(chain, x))
+        if size * len(links) <= budget:
+            return len(links)
+        return max(0, (budget - size) // size)  # one step's worth is needed to replay
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _CPU_BUDGET
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + cached) // 2
+
+
+def step_bytes(chain: Chain, x: Tensor) -> int:
+    """Bytes that autograd saves in one link for a batch like x, weights not counted.
+
+    Probed once per network, sampler and batch shape.
+    """
+    key = (
+        x.shape,
+        x.dtype,
+        x.device,
+        type(chain.sampler),
+        torch.is_autocast_enabled(x.device.type),
+    )
+    known = _step_bytes.setdefault(chain.denoiser.network, {})
+    if key not in known:
+        known[key] = _probe(chain, x)
+    return known[key]
+
+
+def _probe(chain: Chain, x: Tensor) -> int:
+    weights = {p.data_ptr() for p in chain.denoiser.parameters()}
+    sizes: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        end = chain.links()[0](leaf)
+    del end
+    return sum(sizes.values())
+
+
+def replay(links: Sequence[Step], x: Tensor, segment: int = 1) -> Tensor:
+    """x through the links, storing states only; the backward pass recomputes link by link.
+
+    Exact with respect to x. A link that closes over something that requires a gradient itself
+    (weights, a guidance image) is found out while running forward, and the whole chain is then
+    checkpointed by PyTorch, which differentiates that too.
+    """
+    state, states = x.detach(), []
+    for i, link in enumerate(links):
+        if i % segment == 0:
+            states.append(state)
+        # With gradients enabled but none required, nothing is recorded unless the link
+        # closes over something that requires a gradient: the test costs nothing.
+        state = link(state)
+        if state.requires_grad:
+            return _checkpointed(links, x)
+    if not links or not x.requires_grad:
+        return x if not links else state
+    out: Tensor = _Replay.apply(x, tuple(links), segment, state, tuple(states))
+    return out
+
+
+def _checkpointed(links: Sequence[Step], x: Tensor) -> Tensor:
+    for link in links:
+        x = checkpoint(link, x, use_reentrant=False, preserve_rng_state=False)
+    return x
+
+
+class _Replay(torch.autograd.Function):
+    """The end of a chain already run, with a backward pass that replays it from stored states.
+
+    States go through `save_for_backward`, so that autograd itself frees them, refuses a second
+    backward pass through them and notices in-place changes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        links: tuple[Step, ...],
+        segment: int,
+        end: Tensor,
+        states: tuple[Tensor, ...],
+    ) -> Tensor:
+        ctx.links, ctx.segment = links, segment
+        device = x.device.type
+        ctx.autocast = (
+            device,
+            torch.get_autocast_dtype(device),
+            torch.is_autocast_enabled(device),
+        )
+        ctx.save_for_backward(*states)
+        return end
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(*ctx.autocast):
+            for i, state in reversed(list(enumerate(ctx.saved_tensors))):
+                links = ctx.links[i * ctx.segment : (i + 1) * ctx.segment]
+                grad = _pull_back(links, state, grad)
+        return grad, None, None, None, None
+
+
+def _pull_back(links: Sequence[Step], state: Tensor, grad: Tensor) -> Tensor:
+    """The vector-Jacobian product of a run of links, one link's graph at a time."""
+    states = [state]
+    with torch.no_grad():
+        for link in links[:-1]:
+            states.append(link(states[-1]))
+    for link in reversed(links):
+        leaf = states.pop().detach().requires_grad_()
+        with torch.enable_grad():
+            end = link(leaf)
+        if not end.requires_grad:
+            raise RuntimeError(
+                "a step of the chain cut the graph (it ran under no_grad or detached its input): "
+                "this defence has no gradient; attack it with Straight() (BPDA) instead"
+            )
+        (grad,) = torch.autograd.grad(end, leaf, grad)
+    return grad

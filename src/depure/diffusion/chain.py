@@ -1,0 +1,50 @@
+"""A purification written out as a chain of pure links, ready for any loop driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Tensor
+
+from depure.diffusion.denoiser import Denoiser
+from depure.diffusion.grid import Grid, Path, label_of
+from depure.diffusion.samplers.base import Sampler
+from depure.noise import Noise
+from depure.types import Step
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """`rounds` times: noise the state (stage "forward"), then denoise it (stage "reverse").
+
+    Every link is one reverse step, a pure function of the state (B, C, H, W) in [-1, 1] space;
+    the first of each round noises the state before it steps. Reverse noise is keyed by the
+    round and the time it leaves, so coarser chains share the numbers of the times they share.
+    """
+
+    denoiser: Denoiser
+    sampler: Sampler
+    grid: Grid
+    noise: Noise
+    rounds: int = 1
+
+    def links(self) -> tuple[Step, ...]:
+        """One function state -> state for every reverse step of every round."""
+        path = self.grid.path(self.denoiser.schedule)
+        steps = range(len(path.pairs))
+        return tuple(partial(self._link, path, r, i) for r in range(self.rounds) for i in steps)
+
+    def coarse(self, steps: int) -> Chain:
+        """The same chain in fewer steps a round."""
+        return replace(self, grid=replace(self.grid, steps=steps))
+
+    def _link(self, path: Path, turn: int, i: int, x: Tensor) -> Tensor:
+        if i == 0:
+            z = self.noise.normal("forward", (turn, 0), x)
+            x = path.alpha * x + path.sigma * z
+        t, s = path.pairs[i]
+        last = i + 1 == len(path.pairs)
+        noisy = self.sampler.stochastic and not (last and self.sampler.denoise_last)
+        z_s = self.noise.normal("reverse", (turn, label_of(t)), x) if noisy else None
+        return self.sampler.step(self.denoiser, x, t, s, z_s)

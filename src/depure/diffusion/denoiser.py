@@ -1,0 +1,144 @@
+"""A frozen denoising network with one answer, whatever it was trained to predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from depure.diffusion.schedule import Schedule, Time
+
+Prediction = Literal["epsilon", "x0", "v"]
+
+
+class Estimate(NamedTuple):
+    """What a denoiser knows at (x_t, t): x_t = alpha x0 + sigma eps, each (B, C, H, W)."""
+
+    x0: Tensor
+    eps: Tensor
+
+
+class Denoiser(nn.Module):
+    """`(x_t, t) -> Estimate(x0, eps)` around a network `(x, labels) -> prediction`.
+
+    The network may return a tensor, a tuple or an object with `.sample` (diffusers); twice as
+    many channels as its input means a learned variance, which is dropped. It is put into eval
+    mode, where it must stay (dropout would make recomputed gradients wrong), and its weights are
+    frozen unless `freeze=False`.
+
+    Args:
+        network: called as `network(x, labels)`, labels (B,) int64 or of the dtype of x.
+        schedule: the noise schedule of the times given.
+        prediction: "epsilon" (noise), "x0" (image) or "v" = alpha eps - sigma x0 (2202.00512).
+
+    Example:
+        >>> denoiser = Denoiser.from_diffusers("path/to/ddpm-cifar10")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        prediction: Prediction = "epsilon",
+        *,
+        freeze: bool = True,
+    ) -> None:
+        super().__init__()
+        if prediction not in get_args(Prediction):
+            raise ValueError(
+                f"prediction must be one of {', '.join(get_args(Prediction))}; got {prediction!r}"
+            )
+        self.network = network
+        self.schedule = schedule
+        self.prediction = prediction
+        if freeze:
+            network.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Refuse training mode.
+
+        Raises:
+            ValueError: if mode is true; train the network itself, before wrapping it.
+        """
+        if mode:
+            raise ValueError(
+                "a Denoiser stays in eval mode (dropout makes recomputed gradients wrong): "
+                "train the network itself and wrap it afterwards"
+            )
+        return super().train(False)
+
+    def __call__(self, x: Tensor, t: Time) -> Estimate:
+        """Estimates, see `forward`."""
+        estimate: Estimate = super().__call__(x, t)
+        return estimate
+
+    def forward(self, x: Tensor, t: Time) -> Estimate:
+        """Estimates for x (B, C, H, W) in diffusion space at the scalar time t."""
+        out = self._predict(x, t)
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        if self.prediction == "epsilon":
+            return Estimate((x - sigma * out) / alpha, out)
+        if self.prediction == "x0":
+            return Estimate(out, (x - alpha * out) / sigma)
+        return Estimate(alpha * x - sigma * out, sigma * x + alpha * out)
+
+    def _predict(self, x: Tensor, t: Time) -> Tensor:
+        label = self.schedule.label(t)
+        dtype = torch.int64 if isinstance(label, int) else x.dtype
+        out: Any = self.network(x, torch.full((x.shape[0],), label, dtype=dtype, device=x.device))
+        out = getattr(out, "sample", out)
+        out = out[0] if isinstance(out, tuple) else out
+        channels = x.shape[1]
+        if out.shape == (x.shape[0], 2 * channels, *x.shape[2:]):
+            out = out[:, :channels]
+        if out.shape != x.shape:
+            raise ValueError(
+                f"the denoising network returned shape {tuple(out.shape)} for images of shape "
+                f"{tuple(x.shape)}: it must keep the shape (or double the channels)"
+            )
+        return cast(Tensor, out)
+
+    def signature(self) -> str:
+        """One line that says what this denoiser is, for records."""
+        weights = sum(p.numel() for p in self.network.parameters())
+        kind = type(self.network).__name__
+        return f"{kind}({weights:,} weights, {self.prediction}, {self.schedule!r})"
+
+    @staticmethod
+    def from_diffusers(
+        source: str | Path | nn.Module,
+        scheduler: object | None = None,
+        *,
+        schedule: Schedule | None = None,
+    ) -> Denoiser:
+        """From a `UNet2DModel` with its scheduler, or a folder that diffusers saved (safetensors).
+
+        Args:
+            source: the network, or a folder holding `unet/` and `scheduler/`, or a UNet's own
+                folder (then `scheduler` or `schedule` says how it was trained).
+            scheduler: a diffusers scheduler (or its config, a dict): betas and prediction type.
+            schedule: use this schedule instead of the scheduler's, e.g. `VPSDE()` to purify with
+                a network trained on the discrete indices along the continuous SDE (DiffPure).
+
+        Raises:
+            FileNotFoundError: if the folder or its files are missing.
+            ValueError: if the files cannot be read or the scheduler is of an unknown kind.
+        """
+        from depure.diffusion.from_diffusers import read_folder, read_scheduler
+
+        if isinstance(source, nn.Module):
+            network, found = source, None
+        else:
+            network, found = read_folder(Path(source))
+        config: Any = scheduler if scheduler is not None else found
+        if config is None and schedule is None:
+            raise ValueError(
+                "no scheduler found beside the network: pass scheduler= (diffusers) or schedule="
+            )
+        if config is None:
+            return Denoiser(network, cast(Schedule, schedule))
+        trained, prediction = read_scheduler(config)
+        return Denoiser(network, schedule or trained, prediction)

@@ -1,0 +1,98 @@
+"""What a purifier is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from depure.noise import Noise
+
+_TOLERANCE = 1e-3  # finite differences and float rounding may leave [0, 1] by a hair
+
+
+class Purifier(nn.Module, ABC):
+    """A map from images to images: `(x, noise) -> x`, both (B, C, H, W) in [0, 1].
+
+    A subclass names the `stages` at which it draws noise and writes `purify`.
+    """
+
+    @property
+    @abstractmethod
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages that draw noise; empty for a deterministic purifier."""
+
+    @abstractmethod
+    def purify(self, x: Tensor, noise: Noise) -> Tensor:
+        """Purify checked images with one row of noise each."""
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Check the images and the noise, then purify.
+
+        Raises:
+            ValueError: for images of the wrong shape, dtype or range, noise with another number
+                of rows, or a locked stage that this purifier does not have.
+        """
+        check_images(x)
+        check_stages(noise.held, self.stages, "noise")
+        if len(noise) != x.shape[0]:
+            raise ValueError(
+                f"{x.shape[0]} images need one row of noise each; got {len(noise)} rows"
+            )
+        return self.purify(x, noise)
+
+
+class Identity(Purifier):
+    """No purification: the undefended classifier in a defended one's clothes."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def purify(self, x: Tensor, noise: Noise) -> Tensor:
+        """x itself."""
+        return x
+
+    def __repr__(self) -> str:
+        return "Identity()"
+
+
+def check_stages(named: tuple[str, ...], stages: tuple[str, ...], what: str) -> None:
+    """Raise ValueError if a stage is named that does not exist (it would lock nothing)."""
+    for stage in named:
+        if stage not in stages:
+            known = ", ".join(stages) or "none: it is deterministic"
+            raise ValueError(
+                f"{what} names the stage {stage!r}, but this purifier draws noise at: {known}"
+            )
+
+
+def check_images(x: Tensor, name: str = "images") -> None:
+    """Raise ValueError unless x is a floating (B, C, H, W) tensor, finite and within [0, 1]."""
+    if not isinstance(x, Tensor) or x.ndim != 4:
+        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(
+            f"{name} must have shape (B, C, H, W); got {shape}: add a batch dimension with x[None]"
+        )
+    if not x.is_floating_point():
+        raise ValueError(f"{name} must be floating point; got {x.dtype}: pass x.float() / 255")
+    if x.numel() == 0:
+        raise ValueError(f"{name} must not be empty; got shape {tuple(x.shape)}")
+    low, high = (v.item() for v in torch.aminmax(x.detach()))
+    if not low >= -_TOLERANCE or not high <= 1.0 + _TOLERANCE:
+        if low != low or high != high:
+            raise ValueError(f"{name} must be finite; got NaN: check the step that made them")
+        cure = "pass (x + 1) / 2" if -1.001 <= low < 0 and high <= 1.001 else "rescale them"
+        raise ValueError(f"{name} must lie in [0, 1]; got {low:g} to {high:g}: {cure}")
+
+
+def check_eval(module: nn.Module, name: str) -> None:
+    """Raise ValueError if any part of the module is in train mode."""
+    for part in module.modules():
+        if part.training:
+            raise ValueError(
+                f"the {name} has a part in train mode ({type(part).__name__}), where dropout and "
+                f"batch statistics change its answers: call .eval() on it"
+            )
