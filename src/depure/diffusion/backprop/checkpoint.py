@@ -129,7 +129,8 @@ def replay(links: Sequence[Step], x: Tensor, segment: int = 1) -> Tensor:
             return _checkpointed(links, x)
     if not links or not x.requires_grad:
         return x if not links else state
-    out: Tensor = _Replay.apply(x, tuple(links), segment, state, tuple(states))
+    apply: Any = _Replay.apply
+    out: Tensor = apply(x, tuple(links), segment, state, tuple(states))
     return out
 
 
@@ -166,7 +167,7 @@ class _Replay(torch.autograd.Function):
         return end
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(*ctx.autocast):
             for i, state in reversed(list(enumerate(ctx.saved_tensors))):
