@@ -1,6 +1,14 @@
 """Diffusion: schedules, denoisers, samplers, time grids, and loop drivers for their chains."""
 
-from depure.diffusion.backprop import Backprop, Blind, Checkpoint, Full, Straight, Surrogate
+from depure.diffusion.backprop import (
+    Adjoint,
+    Backprop,
+    Blind,
+    Checkpoint,
+    Full,
+    Straight,
+    Surrogate,
+)
 from depure.diffusion.chain import Chain
 from depure.diffusion.denoiser import Denoiser, Estimate
 from depure.diffusion.grid import Grid
@@ -11,6 +19,7 @@ __all__ = [
     "DDIM",
     "DDPM",
     "VPSDE",
+    "Adjoint",
     "Backprop",
     "Blind",
     "Chain",

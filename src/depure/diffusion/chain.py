@@ -39,12 +39,20 @@ class Chain:
         """The same chain in fewer steps a round."""
         return replace(self, grid=replace(self.grid, steps=steps))
 
+    def noised(self, path: Path, turn: int, x: Tensor) -> Tensor:
+        """The state that round `turn` starts from: x with the round's forward noise."""
+        return path.alpha * x + path.sigma * self.noise.normal("forward", (turn, 0), x)
+
+    def reverse_noise(self, path: Path, turn: int, i: int, like: Tensor) -> Tensor | None:
+        """Standard normal numbers of reverse step i; None where the rule takes none."""
+        last = i + 1 == len(path.times) - 1
+        if not self.sampler.stochastic or (last and self.sampler.denoise_last):
+            return None
+        return self.noise.normal("reverse", (turn, label_of(path.times[i])), like)
+
     def _link(self, path: Path, turn: int, i: int, x: Tensor) -> Tensor:
         if i == 0:
-            z = self.noise.normal("forward", (turn, 0), x)
-            x = path.alpha * x + path.sigma * z
-        t, s = path.pairs[i]
-        last = i + 1 == len(path.pairs)
-        noisy = self.sampler.stochastic and not (last and self.sampler.denoise_last)
-        z_s = self.noise.normal("reverse", (turn, label_of(t)), x) if noisy else None
-        return self.sampler.step(self.denoiser, x, t, s, z_s)
+            x = self.noised(path, turn, x)
+        t, s = path.times[i], path.times[i + 1]
+        z = self.reverse_noise(path, turn, i, x)
+        return self.sampler.step(self.denoiser, x, t, s, z)

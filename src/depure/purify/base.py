@@ -23,6 +23,11 @@ class Purifier(nn.Module, ABC):
     def stages(self) -> tuple[str, ...]:
         """Names of the stages that draw noise; empty for a deterministic purifier."""
 
+    @property
+    def exact(self) -> bool:
+        """Whether the gradient claims to be that of the purifier; False for BPDA and the like."""
+        return True
+
     @abstractmethod
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         """Purify checked images with one row of noise each."""

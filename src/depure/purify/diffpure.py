@@ -66,6 +66,11 @@ class DiffPure(Purifier):
         """ "forward", and "reverse" if the sampler is stochastic."""
         return ("forward", "reverse") if self.sampler.stochastic else ("forward",)
 
+    @property
+    def exact(self) -> bool:
+        """Whether the loop driver's gradient is exact."""
+        return self.backprop.exact
+
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         """One purified image per image (B, C, H, W); beyond [0, 1] by a little unless clamped."""
         check_eval(self.denoiser, "denoiser")

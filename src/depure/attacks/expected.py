@@ -1,0 +1,114 @@
+"""Expectation over transformation: gradients averaged over draws of the defence's noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from depure.attacks.losses import Loss
+from depure.noise import Noise
+
+if TYPE_CHECKING:
+    from depure.attacks.base import Model
+
+Average = Literal["gradients", "logits"]
+
+
+class Expected(NamedTuple):
+    """Averages over the draws, per image."""
+
+    grad: Tensor  # (B, C, H, W), of the averaged loss; zero where it was not finite
+    loss: Tensor  # (B,)
+    accuracy: Tensor  # (B,), share of draws with the right label
+    finite: Tensor  # (B,) bool, whether the gradient was finite
+
+
+def distinct_draws(stages: tuple[str, ...], noise: Noise, draws: int) -> int:
+    """1 where all draws would coincide (no randomness, or every stage known), else `draws`."""
+    return 1 if all(noise.is_locked(stage) for stage in stages) else draws
+
+
+def expected_grad(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    loss: Loss,
+    noise: Noise,
+    draws: int,
+    *,
+    average: Average = "gradients",
+    chunk: int = 128,
+    labels: Tensor | None = None,
+) -> Expected:
+    """Gradient of a loss in expectation over the noise (EoT; Athalye et al., 1707.07397).
+
+    Images x draws are one long batch, run `chunk` rows at a time; neither the chunk nor the
+    images beside an image change its result beyond float rounding.
+
+    Args:
+        model: the defence.
+        x: images (B, C, H, W) in [0, 1].
+        y: labels (B,) handed to the loss.
+        loss: per-image loss.
+        noise: one row per image; draw j of image i is row j of `noise.draws(draws)`.
+        draws: EoT draws per image.
+        average: "gradients" of the draws' losses (equal to the gradient of their mean loss), or
+            the loss of the mean "logits", which is another attack (foolbox's choice).
+        chunk: rows per forward pass.
+        labels: true labels for the accuracy, where y holds targets.
+    """
+    draws = distinct_draws(model.stages, noise, draws)
+    rows = noise.draws(draws) if draws > 1 else noise
+    truth = (y if labels is None else labels).repeat_interleave(draws)
+    targets = y.repeat_interleave(draws)
+    image = torch.arange(len(x), device=x.device).repeat_interleave(draws)
+
+    def parts() -> Iterator[slice]:
+        yield from (slice(a, a + chunk) for a in range(0, len(image), chunk))
+
+    def pull(part: slice, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        leaf = x[image[part]].detach().requires_grad_()
+        logits = model(leaf, rows[part])
+        _require_graph(logits)
+        (grad,) = torch.autograd.grad(objective(logits).sum(), leaf)
+        return grad, logits.detach()
+
+    if average == "gradients":
+        pulled = [pull(p, lambda z, p=p: loss(z, targets[p])) for p in parts()]  # type: ignore[misc]
+        logits = torch.cat([p[1] for p in pulled])
+        losses = _mean(loss(logits, targets), draws)
+    else:
+        with torch.no_grad():
+            logits = torch.cat([model(x[image[p]], rows[p]) for p in parts()])
+        cotangent, losses = _of_mean_logits(loss, logits, y, draws)
+        pulled = [pull(p, lambda z, p=p: z * cotangent[p]) for p in parts()]  # type: ignore[misc]
+    grad = _mean(torch.cat([p[0] for p in pulled]), draws)
+    finite = grad.flatten(1).isfinite().all(1)
+    grad = torch.where(finite.view(-1, 1, 1, 1), grad, 0.0)
+    accuracy = _mean((logits.argmax(1) == truth).to(x.dtype), draws)
+    return Expected(grad, losses, accuracy, finite)
+
+
+def _require_graph(logits: Tensor) -> None:
+    if not logits.requires_grad:
+        raise ValueError(
+            "the defence gives logits without a graph back to the image (it runs under no_grad "
+            "or detaches it): it cannot be attacked with gradients; use a backprop of Straight() "
+            "(BPDA) or make it differentiable"
+        )
+
+
+def _mean(rows: Tensor, draws: int) -> Tensor:
+    return rows.view(-1, draws, *rows.shape[1:]).mean(1)
+
+
+def _of_mean_logits(loss: Loss, logits: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
+    """Derivative of the mean gradient-bearing loss by each row's logits, scaled for `_mean`."""
+    with torch.enable_grad():
+        centre = _mean(logits, draws).requires_grad_()
+        losses = loss(centre, y)
+        (slope,) = torch.autograd.grad(losses.sum(), centre)
+    return slope.repeat_interleave(draws, 0), losses.detach()

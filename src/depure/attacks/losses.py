@@ -1,0 +1,52 @@
+"""Losses that attacks raise: logits (B, K) and labels (B,) to one number per image (B,)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Negative log-probability of the label."""
+    return functional.cross_entropy(logits, y, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Best wrong logit minus the label's (Carlini & Wagner, 1608.04644): positive when wrong."""
+    return _best_wrong(logits, y) - _of(logits, y)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce & Hein, 2003.01690, eq. 6): shift and scale invariant.
+
+    Raises:
+        ValueError: with fewer than 3 classes.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError(
+            f"the DLR loss needs at least 3 classes; got {logits.shape[1]}: use ce or margin"
+        )
+    top = logits.topk(3, dim=1).values
+    return margin(logits, y) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
+
+
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+
+
+def targeted(loss: Loss) -> Loss:
+    """The same loss raised towards a target: y is then the label to reach."""
+    return lambda logits, y: -loss(logits, y)
+
+
+def _of(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.gather(1, y[:, None])[:, 0]
+
+
+def _best_wrong(logits: Tensor, y: Tensor) -> Tensor:
+    own = functional.one_hot(y, logits.shape[1]).bool()
+    return logits.masked_fill(own, -torch.inf).amax(1)

@@ -1,0 +1,88 @@
+"""The card of a run: its results with their protocol, as plain, diffable data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from depure.evaluate import statistics
+from depure.evaluate.certificate import Certificate
+from depure.evaluate.checks import Check
+from depure.evaluate.cost import Cost
+from depure.evaluate.record import SCHEMA, versions
+from depure.evaluate.shards import Shard
+
+_CURVE = 32  # longest curve written to a card
+
+
+def results_of(shard: Shard) -> dict[str, Any]:
+    """Clean and robust accuracy, curves over draws, and the attack's effect, with intervals.
+
+    "clean" is the null control: the unattacked images, judged on the same draws as "robust".
+    """
+    labels = shard.y.numpy()
+    tables = {"clean": shard.clean.numpy(), "robust": shard.adversarial.numpy()}
+    correct = {name: t == labels[:, None] for name, t in tables.items()}
+    effect = statistics.difference(correct["clean"], correct["robust"])
+    return {
+        "images": len(labels),
+        "draws": int(shard.clean.shape[1]),
+        "confidence": 0.95,
+        **{name: _accuracies(table, labels) for name, table in tables.items()},
+        "effect": asdict(effect),
+    }
+
+
+def _accuracies(predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> dict[str, Any]:
+    correct = predictions == labels[:, None]
+    votes = statistics.majority_of_k(predictions[:, :_CURVE].astype(np.int64), labels)
+    return {
+        "accuracy": asdict(statistics.mean_accuracy(correct)),
+        "any_of_n": [asdict(e) for e in statistics.any_of_n(correct)[:_CURVE]],
+        "majority_of_k": [asdict(e) for e in votes],
+    }
+
+
+def trace_of(shard: Shard) -> dict[str, list[float]]:
+    """Mean loss and mean accuracy at every attack iterate, over images and EoT draws."""
+    return {
+        "loss": [round(v, 6) for v in shard.loss.double().mean(0).tolist()],
+        "accuracy": [round(v, 6) for v in shard.accuracy.double().mean(0).tolist()],
+    }
+
+
+def card_of(
+    description: dict[str, Any],
+    shard: Shard,
+    certificate: Certificate,
+    checks: list[Check],
+    cost: Cost,
+    *,
+    title: str,
+    command: str,
+    memory: int,
+) -> dict[str, Any]:
+    """Everything needed to read a result and to repeat it; volatile facts stand under "run"."""
+    return {
+        "schema": SCHEMA,
+        "title": title,
+        "command": command,
+        "setting": description,
+        "results": results_of(shard),
+        "trace": trace_of(shard),
+        "certificate": certificate.record(),
+        "checks": [asdict(c) for c in checks],
+        "cost": {
+            "denoiser_calls": cost.denoiser_calls,
+            "classifier_calls": cost.classifier_calls,
+            "denoiser_calls_per_image": round(cost.denoiser_calls / len(shard.y), 1),
+        },
+        "run": {
+            "seconds": round(cost.seconds, 2),
+            "peak_memory_mib": round(memory / 2**20),
+            "versions": versions(),
+        },
+    }

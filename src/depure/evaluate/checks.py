@@ -1,0 +1,180 @@
+"""Sanity checks on an evaluation, each with a verdict in plain language."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from depure.attacks.base import Attack
+from depure.data.images import Images
+from depure.evaluate import statistics
+from depure.evaluate.certificate import Certificate
+from depure.evaluate.shards import Shard, base_noise, predict
+from depure.purify.base import Identity
+from depure.purify.defended import Defended
+from depure.threat import Threat
+
+Verdict = Literal["pass", "warn", "fail"]
+_MARGIN = 0.05  # accuracy that a stronger attack may win before it is worth a warning
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question asked of an evaluation, and its answer."""
+
+    name: str
+    verdict: Verdict
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """What the checks need to run the model again: the parts of one evaluation."""
+
+    model: Defended
+    images: Images
+    attack: Attack
+    threat: Threat
+    draws: int
+    seed: int
+    batch: int
+    device: torch.device
+
+    def robust(self, attack: Attack, images: Images, source: Defended | None = None) -> Any:
+        """Correctness (n, R) under the judge's draws of images attacked anew.
+
+        `source` is the model attacked, where it is not the defence itself (transfer).
+        """
+        base = base_noise(self.model, images.index, self.threat, self.seed)
+        x, y = images.x.to(self.device), images.y.to(self.device)
+        x_adv = attack(source or self.model, x, y, self.threat.ball, base.fold("attack"))
+        labels = predict(self.model, x_adv, base.fold("judge"), self.draws, self.batch)
+        return (labels == images.y[:, None]).numpy()
+
+
+def cheap_checks(trial: Trial, shard: Shard, certificate: Certificate) -> list[Check]:
+    """Checks that need no further attack."""
+    return [
+        _gradient(certificate),
+        _randomness(trial),
+        _logits(trial),
+        _ball(trial, shard),
+        _finite(shard),
+        *_rises(shard),
+        *_moving_target(shard),
+    ]
+
+
+def costly_checks(trial: Trial, shard: Shard, images: int) -> list[Check]:
+    """Attacks that should not win: twice the steps, twice the draws, transfer."""
+    some = trial.images[slice(0, images)]
+    correct = (shard.adversarial == shard.y[:, None])[: len(some)].numpy()
+    found = []
+    for name, field in (("more steps", "steps"), ("more EoT draws", "eot")):
+        value = getattr(trial.attack, field, None)
+        random = field != "eot" or trial.draws > 1
+        if isinstance(value, int) and random:
+            stronger: Attack = replace(trial.attack, **{field: 2 * value})  # type: ignore[type-var]
+            gain = statistics.difference(correct, trial.robust(stronger, some))
+            found.append(_compare(name, f"{field} {value} -> {2 * value}", gain, len(some)))
+    if not isinstance(trial.model.purifier, Identity):
+        bare = Defended(Identity(), trial.model.classifier)
+        moved = trial.robust(trial.attack, some, bare)
+        gain = statistics.difference(correct, moved)
+        found.append(_compare("transfer", "from the undefended classifier", gain, len(some)))
+    return found
+
+
+def _compare(name: str, what: str, gain: statistics.Estimate, n: int) -> Check:
+    points = f"{100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+    stronger = gain.value > _MARGIN or gain.low > 0
+    text = f"{what}: wins {points} over the attack reported, on {n} images"
+    cure = ": the attack is not converged; raise its budget before quoting the number"
+    if name == "transfer":
+        cure = ": the white-box attack is too weak, its gradient may be masked"
+    return Check(name, "warn" if stronger else "pass", text + (cure if stronger else ""))
+
+
+def _gradient(certificate: Certificate) -> Check:
+    own = certificate.rows[0] if certificate.rows else None
+    if own is not None and not certificate.passed and not own.exact:
+        text = (
+            f"approximate by choice of backprop: cosine {own.cosine:.3f}, "
+            f"{100 * own.sign_agreement:.0f} % of signs agree with the exact gradient"
+        )
+        return Check("gradient", "warn", text)
+    return Check("gradient", "pass" if certificate.passed else "fail", certificate.verdict)
+
+
+def _randomness(trial: Trial) -> Check:
+    if not trial.model.stages:
+        return Check("randomness", "pass", "the model draws no noise; one draw is enough")
+    if trial.draws == 1:
+        return Check(
+            "randomness", "pass", "the attacker knows all noise: all draws coincide, one is used"
+        )
+    some = trial.images[slice(0, 8)]
+    base = base_noise(trial.model, some.index, trial.threat, trial.seed)
+    x = some.x.to(trial.device)
+    with torch.no_grad():
+        a, b = (trial.model(x, base.fold("check", i)) for i in (0, 1))
+    moved = float((a - b).abs().max())
+    if moved > 0:
+        text = f"random (logits move by up to {moved:.2g}): judged on {trial.draws} draws"
+        return Check("randomness", "pass", text)
+    return Check("randomness", "warn", "the defence says it draws noise, but two draws coincide")
+
+
+def _logits(trial: Trial) -> Check:
+    some = trial.images[slice(0, 8)]
+    base = base_noise(trial.model, some.index, trial.threat, trial.seed)
+    with torch.no_grad():
+        out = trial.model(some.x.to(trial.device), base.fold("check"))
+    sums_to_one = bool((out.sum(1) - 1).abs().max() < 1e-4 and out.min() >= 0)
+    if sums_to_one:
+        return Check(
+            "logits",
+            "warn",
+            "outputs look like probabilities: remove the softmax",
+        )
+    return Check("logits", "pass", "outputs are logits; every part is in eval mode")
+
+
+def _ball(trial: Trial, shard: Shard) -> Check:
+    inside = trial.threat.ball.contains(shard.x_adv, shard.x)
+    size = float(trial.threat.ball.size(shard.x_adv - shard.x).max())
+    if inside.all():
+        return Check("ball", "pass", f"all images stay in the ball; largest size {size:.4f}")
+    return Check("ball", "fail", f"{int((~inside).sum())} images leave the ball; size {size:.4f}")
+
+
+def _finite(shard: Shard) -> Check:
+    bad = int((~shard.finite).any(1).sum()) if shard.finite.numel() else 0
+    if bad:
+        text = f"{bad} images had non-finite gradients and were left in place there"
+        return Check("finite", "warn", text)
+    return Check("finite", "pass", "every gradient was finite")
+
+
+def _rises(shard: Shard) -> list[Check]:
+    if shard.loss.shape[1] < 2:
+        return []
+    first, last = (float(shard.loss[:, i].mean()) for i in (0, -1))
+    text = f"the attack's mean loss goes from {first:.3g} to {last:.3g}"
+    if last > first:
+        return [Check("loss rises", "pass", text)]
+    return [Check("loss rises", "fail", text + ": the attack does not work")]
+
+
+def _moving_target(shard: Shard) -> list[Check]:
+    """Attack-time and judged accuracy should agree: else the attack over-fits its own draws."""
+    if not shard.accuracy.shape[1] or shard.adversarial.shape[1] < 2:
+        return []
+    seen = float(shard.accuracy[:, -1].mean())
+    judged = float((shard.adversarial == shard.y[:, None]).double().mean())
+    text = f"accuracy {100 * seen:.1f} % on the attack's draws, {100 * judged:.1f} % on fresh ones"
+    far = abs(judged - seen) > max(3 * float(np.sqrt(0.25 / len(shard.y))), 0.1)
+    return [Check("fresh draws", "warn" if far else "pass", text)]

@@ -1,0 +1,57 @@
+"""What a run costs: network calls, seconds and peak memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from depure.purify.defended import Defended
+
+
+@dataclass
+class Cost:
+    """Forward calls counted in images (one image through one network once), and seconds."""
+
+    denoiser_calls: int = 0
+    classifier_calls: int = 0
+    seconds: float = 0.0
+
+
+@contextmanager
+def counted(model: Defended) -> Iterator[Cost]:
+    """Count the calls of the model's networks, recomputations included, while the block runs."""
+    cost = Cost()
+
+    def count(field: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            setattr(cost, field, getattr(cost, field) + len(args[0]))
+
+        return hook
+
+    handles = [model.classifier.register_forward_pre_hook(count("classifier_calls"))]
+    network = getattr(getattr(model.purifier, "denoiser", None), "network", None)
+    if network is not None:
+        handles.append(network.register_forward_pre_hook(count("denoiser_calls")))
+    begin = time.perf_counter()
+    try:
+        yield cost
+    finally:
+        cost.seconds = time.perf_counter() - begin
+        for handle in handles:
+            handle.remove()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the process's largest resident set, or the largest allocation on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,112 @@
+"""The record of a run: what was asked, as plain data, fingerprints included."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depure import __version__
+from depure.attacks.base import Attack
+from depure.data.images import Images
+from depure.purify.defended import Defended
+from depure.threat import Ball, Threat
+
+SCHEMA = "depure.card/1"
+_SPEED_ONLY = ("chunk",)  # settings that cannot change a result
+
+
+def settings_of(thing: Attack | Ball) -> dict[str, Any]:
+    """A frozen dataclass as data: its class under "name", then its fields that matter."""
+    fields = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing)}  # type: ignore[arg-type]
+    kept = {k: v for k, v in fields.items() if k not in _SPEED_ONLY}
+    return {"name": type(thing).__name__, **kept}
+
+
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 (first 16 hex digits) over names, shapes, dtypes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def describe(
+    model: Defended, images: Images, attack: Attack, threat: Threat, *, draws: int, seed: int
+) -> dict[str, Any]:
+    """Everything that decides the result of an evaluation; equal descriptions, equal results."""
+    x = {"x": images.x, "y": images.y, "index": images.index}
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {
+        "data": {
+            "name": images.name,
+            "images": len(images),
+            "shape": list(images.x.shape[1:]),
+            "classes": list(images.classes),
+            "fingerprint": fingerprint(x),
+        },
+        "model": {
+            "purifier": repr(model.purifier),
+            "classifier": _kind(model.classifier),
+            "stages": list(model.stages),
+            "weights": fingerprint(tensors),
+            "dtype": str(images.x.dtype).removeprefix("torch."),
+        },
+        "threat": {"ball": settings_of(threat.ball), "knows": list(threat.knows)},
+        "attack": settings_of(attack),
+        "draws": draws,
+        "seed": seed,
+    }
+
+
+def _kind(classifier: nn.Module) -> str:
+    weights = sum(p.numel() for p in classifier.parameters())
+    return f"{type(classifier).__name__}({weights:,} weights)"
+
+
+def versions() -> dict[str, str]:
+    """What computed a result, for the record; not part of its description."""
+    return {
+        "depure": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s)",
+    }
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write atomically: the file is there whole, or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a record.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is not valid JSON.
+    """
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it and run again") from error
+
+
+def differences(old: Any, new: Any, at: str = "") -> list[str]:
+    """Where two records differ, as "attack.steps: 20, now 40"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(k for k in new if k not in old)]
+        nested = (differences(old.get(k), new.get(k), f"{at}.{k}".lstrip(".")) for k in keys)
+        return [line for lines in nested for line in lines]
+    return [] if old == new else [f"{at}: {old}, now {new}"]

@@ -1,0 +1,136 @@
+"""Shards: the finished work on a few images, in one file each, there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from depure.attacks.base import Attack
+from depure.attacks.expected import Expected, distinct_draws
+from depure.data.images import Images
+from depure.evaluate.cost import Cost, counted
+from depure.noise import Noise
+from depure.purify.base import check_stages
+from depure.purify.defended import Defended
+from depure.threat import Threat
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Outcomes for n images under R fresh draws and T attack iterations.
+
+    Predictions are class numbers of every draw, before the attack ("clean", the null control)
+    and after it ("adversarial"), under the same numbers of noise.
+    """
+
+    index: Tensor  # (n,) int64, data-set index
+    y: Tensor  # (n,) int64
+    x: Tensor  # (n, C, H, W)
+    x_adv: Tensor  # (n, C, H, W)
+    clean: Tensor  # (n, R) int16
+    adversarial: Tensor  # (n, R) int16
+    loss: Tensor  # (n, T) float32, mean over the EoT draws of each iterate
+    accuracy: Tensor  # (n, T) float32, likewise
+    finite: Tensor  # (n, T) bool, whether the gradient was finite
+
+    @staticmethod
+    def join(shards: list[Shard]) -> Shard:
+        """All rows of several shards, in order."""
+        names = [f.name for f in fields(Shard)]
+        return Shard(**{n: torch.cat([getattr(s, n) for s in shards]) for n in names})
+
+    def save(self, path: Path, cost: Cost) -> None:
+        """Write atomically."""
+        tensors = {f.name: getattr(self, f.name).contiguous() for f in fields(self)}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        save_file(tensors, temporary, {"cost": json.dumps(vars(cost))})
+        temporary.replace(path)
+
+    @staticmethod
+    def load(path: Path) -> tuple[Shard, Cost]:
+        """Read a shard and what it cost.
+
+        Raises:
+            ValueError: if the file is truncated or not a shard.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {f.name: file.get_tensor(f.name) for f in fields(Shard)}
+                cost = Cost(**json.loads(file.metadata()["cost"]))
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"the shard {path} is damaged ({error}): delete this file and run again; "
+                f"the other shards are kept"
+            ) from error
+        return Shard(**tensors), cost
+
+
+def predict(model: Defended, x: Tensor, noise: Noise, draws: int, batch: int) -> Tensor:
+    """Predicted classes (B, draws) int16 under `noise.draws(draws)`, `batch` rows at a time."""
+    rows = noise.draws(draws) if draws > 1 else noise
+    image = torch.arange(len(x), device=x.device).repeat_interleave(draws)
+    parts = [slice(a, a + batch) for a in range(0, len(image), batch)]
+    with torch.no_grad():
+        labels = [model(x[image[p]], rows[p]).argmax(1) for p in parts]
+    return torch.cat(labels).view(len(x), draws).to(torch.int16).cpu()
+
+
+def base_noise(model: Defended, index: Tensor, threat: Threat, seed: int) -> Noise:
+    """The noise that attacker and judge start from: one row per image, known stages locked.
+
+    Raises:
+        ValueError: if the threat names a stage at which this defence draws no noise.
+    """
+    check_stages(threat.knows, model.stages, "knows")
+    return Noise.of(seed, index).lock(*threat.knows)
+
+
+def compute_shard(
+    model: Defended,
+    images: Images,
+    attack: Attack,
+    threat: Threat,
+    *,
+    draws: int,
+    seed: int,
+    batch: int,
+    device: torch.device,
+    tick: Callable[[float], None] = lambda fraction: None,
+) -> tuple[Shard, Cost]:
+    """Attack some images and judge them before and after on draws that the attack never used.
+
+    `tick` hears the fraction of the attack's steps done.
+    """
+    base = base_noise(model, images.index, threat, seed)
+    draws = distinct_draws(model.stages, base, draws)
+    x, y = images.x.to(device), images.y.to(device)
+    trace: list[Expected] = []
+
+    def watch(iteration: int, measured: Expected) -> None:
+        trace.append(measured._replace(grad=torch.empty(0)))
+        tick(min(1.0, (iteration + 1) / getattr(attack, "steps", 1)))
+
+    with counted(model) as cost:
+        x_adv = attack(model, x, y, threat.ball, base.fold("attack"), watch)
+        judge = base.fold("judge")
+        clean = predict(model, x, judge, draws, batch)
+        adversarial = predict(model, x_adv, judge, draws, batch)
+
+    def column(name: str, dtype: torch.dtype) -> Tensor:
+        columns = [getattr(t, name).to("cpu", dtype) for t in trace]
+        return torch.stack(columns, 1) if columns else torch.empty(len(x), 0, dtype=dtype)
+
+    shard = Shard(
+        images.index, images.y, images.x, x_adv.cpu(), clean, adversarial,
+        column("loss", torch.float32), column("accuracy", torch.float32),
+        column("finite", torch.bool),
+    )  # fmt: skip
+    return shard, cost
