@@ -13,6 +13,7 @@ from depure.data.images import Images
 from depure.evaluate import statistics
 from depure.evaluate.certificate import Certificate
 from depure.evaluate.shards import Shard, base_noise, predict
+from depure.noise import Noise
 from depure.purify.base import Identity
 from depure.purify.defended import Defended
 from depure.threat import Threat
@@ -50,7 +51,9 @@ class Trial:
         """
         base = base_noise(self.model, images.index, self.threat, self.seed)
         x, y = images.x.to(self.device), images.y.to(self.device)
-        x_adv = attack(source or self.model, x, y, self.threat.ball, base.fold("attack"))
+        plain = Noise.of(self.seed, images.index)  # the source has no stages of which to know
+        noise = (plain if source else base).fold("attack")
+        x_adv = attack(source or self.model, x, y, self.threat.ball, noise)
         labels = predict(self.model, x_adv, base.fold("judge"), self.draws, self.batch)
         return (labels == images.y[:, None]).numpy()
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from depure.diffusion.backprop.checkpoint import probing
 from depure.purify.defended import Defended
 
 
@@ -32,7 +33,8 @@ def counted(model: Defended) -> Iterator[Cost]:
 
     def count(field: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            setattr(cost, field, getattr(cost, field) + len(args[0]))
+            if not probing.get():
+                setattr(cost, field, getattr(cost, field) + len(args[0]))
 
         return hook
 

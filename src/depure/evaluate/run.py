@@ -103,7 +103,7 @@ class Evaluation:
                 f"draws, shard_size and batch must be at least 1; got {self.draws}, "
                 f"{self.shard_size} and {self.batch}"
             )
-        base_noise(self.model, self.images.index[:1], self.threat, self.seed)
+        self._check_labels()
         config, description = self.folder / "config.json", self.description()
         if config.exists():
             changed = differences(read_json(config), description)
@@ -120,6 +120,17 @@ class Evaluation:
         if not certificate.passed and (own is None or own.exact):
             raise ValueError(f"this defence cannot be evaluated as it is. {certificate.verdict}")
         return certificate
+
+    def _check_labels(self) -> None:
+        noise = base_noise(self.model, self.images.index[:1], self.threat, self.seed)
+        with torch.no_grad():
+            classes = self.model(self.images.x[:1].to(self._device()), noise).shape[1]
+        largest = int(self.images.y.max())
+        if largest >= classes:
+            raise ValueError(
+                f"the largest label is {largest}, but the classifier tells only {classes} classes "
+                f"apart: choose a classifier trained on these classes"
+            )
 
     def _certificate(self) -> Certificate:
         path = self.folder / "certificate.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,6 +18,9 @@ from depure.diffusion.chain import Chain
 from depure.types import Step
 
 _CPU_BUDGET = 2**30
+probing: ContextVar[bool] = ContextVar("probing", default=False)
+"""True while a step is probed: who counts network calls leaves this one out, as it happens once a
+process and would make the count of a resumed run differ."""
 _step_bytes: WeakKeyDictionary[nn.Module, dict[Hashable, int]] = WeakKeyDictionary()
 
 
@@ -105,9 +109,12 @@ def _probe(chain: Chain, x: Tensor) -> int:
         return tensor
 
     leaf = x.detach().requires_grad_()
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        end = chain.links()[0](leaf)
-    del end
+    token = probing.set(True)
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            chain.links()[0](leaf)
+    finally:
+        probing.reset(token)
     return sum(sizes.values())
 
 

@@ -1,0 +1,36 @@
+# Two commands: `make demo` and `make test`. Everything goes into .venv; nothing else is touched.
+# TORCH chooses another build, e.g. TORCH="torch==2.13.0 --index-url ..." for CUDA.
+PYTHON ?= python3.11
+TORCH ?= torch==2.13.0
+OUT ?= demo
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test setup lint examples clean
+
+setup: .venv/.done
+
+.venv/.done: pyproject.toml requirements.lock
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: pass PYTHON=python3 (3.11 or newer)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q $(TORCH)
+	$(BIN)/pip install -q -r requirements.lock
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup
+	$(BIN)/depure demo --out $(OUT)
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff format --check src tests examples benchmarks
+	$(BIN)/ruff check src tests examples benchmarks
+	$(BIN)/mypy
+
+examples: setup
+	@for f in examples/quick_*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+
+clean:
+	rm -rf .venv build dist src/*.egg-info

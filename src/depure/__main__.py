@@ -1,0 +1,5 @@
+"""`python -m depure` is `depure`."""
+
+from depure.cli import main
+
+main()

@@ -1,0 +1,5 @@
+"""The `depure` command."""
+
+from depure.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,183 @@
+"""From words on the command line to parts of the library: the one place that maps names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from depure.attacks import PGD, Attack
+from depure.data import Images, digits, image_folder
+from depure.diffusion import (
+    DDIM,
+    DDPM,
+    VPSDE,
+    Backprop,
+    Blind,
+    Checkpoint,
+    EulerMaruyama,
+    Full,
+    ProbabilityFlow,
+    Sampler,
+    Straight,
+    Surrogate,
+)
+from depure.purify import Defended, DiffPure, Identity, Purifier
+from depure.threat import L2, Ball, Linf, Threat
+from depure.zoo import load_classifier, load_denoiser
+
+CONTINUOUS = ("sde", "ode", "ode-heun")
+
+
+def build_images(options: dict[str, Any], channels: int | None = None) -> Images:
+    """The images asked for: class-balanced and the same for every run of that number."""
+    name, count = options["data"], options["images"]
+    if name == "digits":
+        found = digits("test")
+        return found if count is None else found.sample(count)
+    return image_folder(Path(name), size=options["image_size"], channels=channels or 3, limit=count)
+
+
+def build_backprop(options: dict[str, Any]) -> Backprop:
+    """A loop driver from its name.
+
+    Raises:
+        ValueError: for an unknown name or a bad number behind the colon.
+    """
+    name, _, number = str(options["backprop"]).partition(":")
+    budget = options["memory_budget"]
+    if name == "checkpoint":
+        return Checkpoint(None if budget is None else int(budget * 2**20))
+    if name == "surrogate" and number.isdigit():
+        return Surrogate(int(number))
+    if name == "adjoint":
+        from depure.diffusion.backprop import Adjoint
+
+        return Adjoint()
+    plain: dict[str, Backprop] = {"full": Full(), "straight": Straight(), "blind": Blind()}
+    if name not in plain or number:
+        raise ValueError(
+            f"backprop must be checkpoint, full, straight, surrogate:STEPS, adjoint or blind; "
+            f"got {options['backprop']!r}"
+        )
+    return plain[name]
+
+
+def build_sampler(options: dict[str, Any]) -> Sampler:
+    """A reverse rule from its name."""
+    name, clip = options["sampler"], options["clip_x0"]
+    if clip and name in CONTINUOUS:
+        raise ValueError(f"--clip-x0 applies to ddpm and ddim; the sampler is {name}")
+    if options["eta"] and name != "ddim":
+        raise ValueError(f"--eta applies to ddim; the sampler is {name}")
+    return {
+        "ddpm": DDPM("small", clip),
+        "ddpm-large": DDPM("large", clip),
+        "ddim": DDIM(options["eta"], clip),
+        "sde": EulerMaruyama(),
+        "ode": ProbabilityFlow("euler"),
+        "ode-heun": ProbabilityFlow("heun"),
+    }[name]
+
+
+def build_purifier(options: dict[str, Any]) -> Purifier:
+    """The defence, or `Identity` for the denoiser "none"."""
+    if options["denoiser"] == "none":
+        return Identity()
+    schedule = VPSDE() if options["sampler"] in CONTINUOUS else None
+    denoiser = load_denoiser(options["denoiser"], schedule)
+    return DiffPure(
+        denoiser,
+        build_sampler(options),
+        t_star=options["t_star"],
+        steps=options["steps"],
+        rounds=options["rounds"],
+        backprop=build_backprop(options),
+        convention=options["convention"],
+        clamp=options["clamp"],
+    ).to(options["device"])
+
+
+def channels_of(purifier: Purifier) -> int | None:
+    """Image channels that the purifier's network takes, where it says so."""
+    config = getattr(getattr(purifier, "denoiser", None), "network", None)
+    channels = getattr(getattr(config, "config", None), "in_channels", None)
+    return int(channels) if channels is not None else None
+
+
+def build_model(options: dict[str, Any]) -> tuple[Defended, Images]:
+    """The defended classifier and the images, known to fit each other.
+
+    Raises:
+        ValueError: if the classifier or denoiser does not take the images.
+    """
+    _check_device(options["device"])
+    purifier = build_purifier(options)
+    classifier = load_classifier(options["classifier"]).to(options["device"])
+    channels = channels_of(purifier) or getattr(classifier, "channels", None)
+    images = build_images(options, channels)
+    model = Defended(purifier, classifier)
+    _check_fit(model, images, options["device"])
+    return model, images
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {device!r} is not available: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _check_fit(model: Defended, images: Images, device: str) -> None:
+    """Run one image through, so that misfits are told before the work begins."""
+    one = images.x[:1].to(device)
+    shape = "x".join(str(n) for n in one.shape[1:])
+    channels = channels_of(model.purifier)
+    if channels is not None and channels != one.shape[1]:
+        raise ValueError(f"the denoiser takes {channels}-channel images; the data are {shape}")
+    parts: list[tuple[str, nn.Module]] = [("classifier", model.classifier), ("defence", model)]
+    for name, part in parts:
+        try:
+            with torch.no_grad():
+                logits = part(one)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"the {name} does not take images of {shape} ({reason}): choose models made for "
+                f"these images, or --image-size"
+            ) from error
+    if len(images.classes) > logits.shape[1]:
+        raise ValueError(
+            f"the data have {len(images.classes)} classes, but the classifier tells only "
+            f"{logits.shape[1]} apart: choose a classifier trained on these classes"
+        )
+
+
+def build_attack(options: dict[str, Any]) -> Attack:
+    """The attack with the settings that were given."""
+    preset = PGD() if options["attack"] == "pgd" else PGD.strong()
+    return replace(
+        preset,
+        steps=options["attack_steps"] or preset.steps,
+        eot=options["eot"] or preset.eot,
+        step_size=options["step_size"],
+        average=options["average"],
+        loss=options["loss"],
+        random_start=options["random_start"],
+        target=options["target"],
+        chunk=options["chunk"],
+    )
+
+
+def build_threat(options: dict[str, Any]) -> Threat:
+    """The ball and the stages known."""
+    balls: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
+    kind = balls[options["ball"]]
+    ball: Ball = kind() if options["eps"] is None else kind(options["eps"])
+    names = [s.strip() for s in str(options["knows"]).split(",")]
+    return Threat(ball, () if names == ["none"] else tuple(names))

@@ -1,0 +1,125 @@
+"""`depure evaluate`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from depure.cli import options as opts
+from depure.cli.build import build_attack, build_model, build_threat
+from depure.cli.show import console, progress_bar, show_result
+from depure.evaluate import Evaluation, Result
+from depure.report import report
+
+
+@click.command("evaluate", short_help="Attack a defence and report what holds.")
+@opts.config
+@opts.data
+@opts.purifier
+@opts.attack
+@opts.common
+@click.option(
+    "--draws",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Fresh noise draws an image on which the judge decides.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/latest"),
+    show_default=True,
+    help="Run folder; the same command continues a stopped run.",
+)
+@click.option("--title", default="", help="Title of the report.")
+@click.option(
+    "--check-images",
+    default=16,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Images on which to try twice the steps and draws, and transfer (0: none).",
+)
+@click.option(
+    "--batch",
+    default=128,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Rows a forward pass when judging.",
+)
+@click.option(
+    "--shard-size",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Images between two savings.",
+)
+@click.option(
+    "--part",
+    default="1/1",
+    show_default=True,
+    metavar="I/N",
+    help="Compute only every N-th shard, from the I-th; N processes may share --out.",
+)
+@click.option(
+    "--join",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="Take over finished shards from another run folder; repeatable.",
+)
+def command(**options: Any) -> None:
+    """Attack a defence with exact gradients and judge it on fresh noise draws.
+
+    Writes a run folder with card.json (all results and settings), report.html, the adversarial
+    images and every image x draw outcome. The gradient is certified first. Killed at any moment,
+    the same command continues and ends with the same numbers.
+
+    \b
+    Examples:
+      depure evaluate --images 64 --eps 0.15 --steps 10
+      depure evaluate --sampler ddim --steps 10 --knows forward --eps 0.15
+      depure evaluate --backprop straight --eps 0.15          # BPDA
+      depure evaluate --denoiser none --eps 0.15              # undefended
+      depure evaluate --data cifar/test --classifier resnet56:resnet56.safetensors \\
+                      --denoiser ddpm-cifar10 --images 512 --out runs/cifar
+    """
+    finished = evaluate_with(options, shlex.join(["depure", *sys.argv[1:]]), talk=True)
+    if finished is not None:
+        show_result(*finished)
+
+
+def evaluate_with(
+    options: dict[str, Any], command_line: str, *, talk: bool = False
+) -> tuple[Result, Path] | None:
+    """Run the evaluation that the options describe: its result and page, or None if parts miss."""
+    model, images = build_model(options)
+    run = Evaluation(
+        model, images, build_attack(options), build_threat(options), options["out"],
+        draws=options["draws"], seed=options["seed"], shard_size=options["shard_size"],
+        batch=options["batch"], check_images=options["check_images"], title=options["title"],
+        command=command_line, device=torch.device(options["device"]),
+    )  # fmt: skip
+    out = console(quiet=not talk)
+    out.print(run.prepare().verdict)
+    run.join(options["join"])
+    with progress_bar("attacking", len(images), quiet=not talk) as progress:
+        run.compute(_part(options["part"]), progress)
+    if run.missing():
+        out.print(
+            f"{len(run.missing())} of {len(run.shard_paths())} shards are still to be computed: "
+            f"run the other parts, then this command without --part."
+        )
+        return None
+    return run.finish(), report([options["out"]])
+
+
+def _part(text: str) -> tuple[int, int]:
+    this, _, parts = text.partition("/")
+    if not (this.isdigit() and parts.isdigit() and 1 <= int(this) <= int(parts)):
+        raise ValueError(f"--part must be I/N with 1 <= I <= N, such as 1/4; got {text!r}")
+    return int(this) - 1, int(parts)

@@ -1,0 +1,238 @@
+"""The options that several commands share: each group is a decorator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+Command = Callable[..., Any]
+
+
+class Number(click.ParamType):  # type: ignore[type-arg]
+    """A positive number or fraction: 0.1 or 8/255."""
+
+    name = "number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Parse, or fail with what was expected."""
+        try:
+            return float(Fraction(str(value)))
+        except (ValueError, ZeroDivisionError):
+            self.fail(f"{value!r} is not a number or a fraction such as 8/255", param, ctx)
+
+
+def _stack(options: list[Callable[[Command], Command]]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _option(*names: str, **settings: Any) -> Callable[[Command], Command]:
+    settings.setdefault("show_default", True)
+    return click.option(*names, **settings)
+
+
+def recipe_names() -> list[str]:
+    """Published settings that `--config` knows by name."""
+    found = files("depure.recipes").iterdir()
+    return sorted(f.name.removesuffix(".yaml") for f in found if f.name.endswith(".yaml"))
+
+
+def _load_config(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Make the file's entries the defaults of this command; the command line wins."""
+    if value is None:
+        return None
+    if value in recipe_names():
+        text = (files("depure.recipes") / f"{value}.yaml").read_text()
+    elif Path(value).is_file():
+        text = Path(value).read_text()
+    else:
+        known = ", ".join(recipe_names())
+        raise click.BadParameter(f"{value!r} is no file and no recipe; recipes: {known}")
+    try:
+        entries = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise click.BadParameter(f"{value} is not valid YAML: {problem}") from error
+    if not isinstance(entries, dict):
+        raise click.BadParameter(f"{value} must hold `option: value` lines")
+    known_options = {p.name for p in ctx.command.params} - {"config"}
+    settings = {str(k).replace("-", "_"): v for k, v in entries.items()}
+    unknown = sorted(set(settings) - known_options)
+    if unknown:
+        raise click.BadParameter(
+            f"{value} sets {', '.join(unknown)}, which this command does not know; "
+            f"options: {', '.join(sorted(o for o in known_options if o))}"
+        )
+    ctx.default_map = {**(ctx.default_map or {}), **settings}
+    return value
+
+
+config = _option(
+    "--config",
+    is_eager=True,
+    expose_value=False,
+    callback=_load_config,
+    metavar="FILE|RECIPE",
+    help=(
+        "YAML file of `option: value` lines (names as here), or a recipe of published settings: "
+        + ", ".join(recipe_names())
+        + ". The command line wins."
+    ),
+)
+
+data = _stack(
+    [
+        _option(
+            "--data",
+            default="digits",
+            metavar="digits|FOLDER",
+            help="Bundled 8x8 digits (test split), or FOLDER/CLASS/image files.",
+        ),
+        _option(
+            "--classifier",
+            default="digits",
+            metavar="digits|ARCH:FILE",
+            help="Bundled classifier, or architecture and safetensors file, e.g. "
+            "resnet56:resnet56-cifar10.safetensors.",
+        ),
+        _option(
+            "--image-size",
+            type=click.IntRange(1),
+            default=None,
+            help="Resize and centre-crop images of a folder to this size.",
+        ),
+        _option(
+            "--images",
+            type=click.IntRange(1),
+            default=None,
+            help="How many images, classes balanced (all, if omitted).",
+        ),
+    ]
+)
+
+purifier = _stack(
+    [
+        _option(
+            "--denoiser",
+            default="digits",
+            metavar="digits|FOLDER|none",
+            help="Bundled diffusion model, a folder that diffusers saved (safetensors), or none "
+            "for the undefended classifier.",
+        ),
+        _option(
+            "--sampler",
+            default="ddpm",
+            type=click.Choice(["ddpm", "ddpm-large", "ddim", "sde", "ode", "ode-heun"]),
+            help="Reverse rule: ancestral (small or large variance), implicit, Euler-Maruyama on "
+            "the VP-SDE (DiffPure), probability-flow ODE.",
+        ),
+        _option("--eta", default=0.0, type=float, help="Of ddim: 0 deterministic, 1 ancestral."),
+        _option(
+            "--t-star",
+            default=0.1,
+            type=Number(),
+            help="How far to noise, as a fraction of the chain.",
+        ),
+        _option(
+            "--steps",
+            default=None,
+            type=click.IntRange(1),
+            help="Reverse steps a round (every index, if omitted).",
+        ),
+        _option("--rounds", default=1, type=click.IntRange(1), help="Purifications in sequence."),
+        _option(
+            "--convention",
+            default="diffpure",
+            type=click.Choice(["diffpure", "addt", "adbm"]),
+            help="Which published index arithmetic to follow.",
+        ),
+        _option(
+            "--clip-x0/--no-clip-x0",
+            default=False,
+            help="Clamp every estimate of the clean image (zeroes gradients where it saturates).",
+        ),
+        _option("--clamp/--no-clamp", default=False, help="Clamp the purified image to [0, 1]."),
+        _option(
+            "--backprop",
+            default="checkpoint",
+            metavar="NAME",
+            help="How gradients are made: checkpoint (exact, bounded memory), full (exact, plain "
+            "autograd), straight (BPDA), surrogate:STEPS, adjoint, blind.",
+        ),
+        _option(
+            "--memory-budget",
+            default=None,
+            type=float,
+            help="MiB of activations that checkpoint may keep "
+            "(default: 1024, on a GPU half of what is free).",
+        ),
+    ]
+)
+
+attack = _stack(
+    [
+        _option(
+            "--attack",
+            default="pgd",
+            type=click.Choice(["pgd", "pgd200+eot20"]),
+            help="pgd is ADDT's (20 steps, EoT 10); the options below change either.",
+        ),
+        _option("--ball", default="linf", type=click.Choice(["linf", "l2"]), help="Norm."),
+        _option(
+            "--eps",
+            default=None,
+            type=Number(),
+            help="Radius for images in [0, 1] (default: 8/255 for linf, 0.5 for l2).",
+        ),
+        _option("--attack-steps", default=None, type=click.IntRange(1), help="Iterations."),
+        _option(
+            "--step-size",
+            default=None,
+            type=Number(),
+            help="Size of one iteration (default: eps/4 for linf, eps/5 for l2).",
+        ),
+        _option("--eot", default=None, type=click.IntRange(1), help="Noise draws an iteration."),
+        _option(
+            "--average",
+            default="gradients",
+            type=click.Choice(["gradients", "logits"]),
+            help="What EoT averages.",
+        ),
+        _option("--loss", default="ce", type=click.Choice(["ce", "margin", "dlr"]), help="Loss."),
+        _option(
+            "--random-start/--no-random-start", default=False, help="Begin anywhere in the ball."
+        ),
+        _option(
+            "--target",
+            default=None,
+            type=click.Choice(["runner_up", "least_likely"]),
+            help="Aim at a class instead of away from the label.",
+        ),
+        _option("--chunk", default=128, type=click.IntRange(1), help="Rows a forward pass."),
+        _option(
+            "--knows",
+            default="none",
+            metavar="none|forward|reverse|forward,reverse",
+            help="Noise that the attacker knows and the judge uses.",
+        ),
+    ]
+)
+
+common = _stack(
+    [
+        _option("--seed", default=0, type=int, help="Of all randomness."),
+        _option("--device", default="cpu", help="cpu, cuda, cuda:1, mps."),
+    ]
+)

@@ -1,0 +1,93 @@
+"""What commands print: tables, progress and results."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from depure.evaluate import Certificate, Estimate, Result
+from depure.evaluate.run import Progress as Report
+
+_MARKS = {"pass": "[green]✓ pass[/]", "warn": "[yellow]! warn[/]", "fail": "[red]✗ fail[/]"}
+
+
+def console(quiet: bool = False) -> Console:
+    """Standard output; rich drops colours where they do not belong."""
+    return Console(highlight=False, soft_wrap=True, quiet=quiet)
+
+
+@contextmanager
+def progress_bar(what: str, total: int, quiet: bool = False) -> Iterator[Report]:
+    """A bar on standard error with time left; yields `(done, total) -> None`."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} images"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr, quiet=quiet)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def percent(estimate: Estimate) -> str:
+    """53.1 (46.0 to 60.1), in per cent."""
+    value, low, high = (100 * v for v in (estimate.value, estimate.low, estimate.high))
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+
+
+def show_result(result: Result, page: Path) -> None:
+    """The headline, the checks and where the report lies."""
+    out, results = console(), result.card["results"]
+    table = Table(title=f"{result.card['title']}: accuracy in %, 95 % confidence intervals")
+    table.add_column("", no_wrap=True)
+    for name in ("no attack (null control)", "under attack"):
+        table.add_column(name, justify="right", no_wrap=True)
+    worst, votes = (f"right in all of {results['draws']} draws", "majority vote")
+    rows = [("one fresh draw", "accuracy", None), (worst, "any_of_n", -1)]
+    for name, key, item in [*rows, (votes, "majority_of_k", -1)]:
+        cells = (results[c][key] if item is None else results[c][key][item] for c in _COLUMNS)
+        table.add_row(name, *(percent(Estimate(**c)) for c in cells))
+    out.print(table)
+    out.print(f"n = {results['images']} images, {results['draws']} fresh draw(s) each")
+    for check in result.card["checks"]:
+        out.print(f"{_MARKS[check['verdict']]}  {check['name']}: {check['text']}")
+    out.print(f"report: {page}")
+
+
+_COLUMNS = ("clean", "robust")
+
+
+def brief(name: str) -> str:
+    """A loop driver's name without the settings that are at their defaults."""
+    for default in _DEFAULTS:
+        name = name.replace(", " + default, "").replace(default, "")
+    return name
+
+
+_DEFAULTS = ("memory_budget=None", "segment=1", "exact_value=True")
+
+
+def show_certificate(certificate: Certificate) -> None:
+    """The certificate as a table."""
+    out = console()
+    table = Table(title=f"gradients against {certificate.reference}, {certificate.images} images")
+    for name in ("gradient", "rel. error", "cosine", "equal signs", "claims exact"):
+        justify: Literal["left", "right"] = "left" if name == "gradient" else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
+    for row in certificate.rows:
+        table.add_row(
+            brief(row.name), f"{row.relative_error:.1e}", f"{row.cosine:.6f}",
+            f"{100 * row.sign_agreement:.1f} %", "yes" if row.exact else "no",
+        )  # fmt: skip
+    out.print(table)
+    out.print(f"finite differences: relative error {certificate.finite_difference_error:.1e}")
+    out.print(certificate.verdict)

@@ -1,0 +1,1 @@
+"""Published settings by name, for `--config`: YAML files of command-line options."""

@@ -1,0 +1,109 @@
+"""From run folders to files: pages and figures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from depure.report.compare import render_compare
+from depure.report.load import Run, load_run
+from depure.report.page import render_page
+
+_NAME = "report.html"
+
+
+def report(
+    runs: Sequence[str | Path] | str | Path, out: str | Path | None = None, title: str = ""
+) -> Path:
+    """Write one self-contained HTML page about a run, or about several compared; its path.
+
+    The page needs nothing beside it and asks the network for nothing. A comparison links to the
+    pages of its runs, which are written too, each in its own folder.
+
+    Args:
+        runs: run folders, in the order in which a comparison shows them.
+        out: the file to write, or a folder for `report.html`; by default the run's folder, or
+            for several runs the folder that holds them all.
+        title: the page's heading, instead of the run's own title.
+
+    Raises:
+        FileNotFoundError: if a folder does not exist or holds no finished run.
+        ValueError: for no runs, a card of another schema, a damaged file, or several runs
+            without a folder of their own above them (pass `out`).
+
+    Example:
+        >>> report(["runs/ddpm", "runs/ddim"], title="Which sampler?")  # doctest: +SKIP
+        PosixPath('runs/report.html')
+    """
+    folders = [runs] if isinstance(runs, (str, Path)) else list(runs)
+    if not folders:
+        raise ValueError("report needs at least one run folder; got none")
+    loaded = [load_run(folder) for folder in folders]
+    if len(loaded) == 1:
+        target = _target(out, loaded[0].folder)
+        return _write(target, render_page(loaded[0], title))
+    target = _target(out, _common(loaded) if out is None else Path())
+    pages = [run.folder / _NAME for run in loaded]
+    if target.resolve() in [page.resolve() for page in pages]:
+        raise ValueError(f"{target} is the page of one of the runs: pass another file as out")
+    for run, page in zip(loaded, pages, strict=True):
+        _write(page, render_page(run))
+    return _write(target, render_compare(loaded, [_link(page, target) for page in pages], title))
+
+
+def save_figures(run: str | Path) -> list[Path]:
+    """Write a run's figures beside its card, for papers: accuracy and trace, each svg and png.
+
+    A figure that would show nothing is left out: accuracy against draws for one draw, the trace
+    of an attack that recorded none.
+
+    Raises:
+        FileNotFoundError, ValueError: as `report`.
+    """
+    from depure.report import figures  # matplotlib: only when a report is built
+
+    loaded = load_run(run)
+    paths: list[Path] = []
+    if loaded.draws > 1:
+        figure = figures.accuracy_figure(loaded.clean, loaded.robust)
+        paths += figures.save(figure, loaded.folder, "accuracy")
+    trace = loaded.trace
+    if trace["loss"]:
+        figure = figures.trace_figure(
+            trace["loss"], trace["accuracy"], loaded.robust.single, fresh=not loaded.known
+        )
+        paths += figures.save(figure, loaded.folder, "trace")
+    return paths
+
+
+def _common(runs: Sequence[Run]) -> Path:
+    try:
+        return Path(os.path.commonpath([run.folder.resolve() for run in runs]))
+    except ValueError as error:  # on different drives
+        raise ValueError(f"the runs share no folder ({error}): pass out") from error
+
+
+def _target(out: str | Path | None, default: Path) -> Path:
+    if out is None:
+        return default / _NAME
+    path = Path(out)
+    return path if path.suffix.lower() in (".html", ".htm") else path / _NAME
+
+
+def _link(page: Path, target: Path) -> str:
+    try:
+        relative = os.path.relpath(page.resolve(), target.resolve().parent)
+    except ValueError:  # on different drives
+        return page.resolve().as_uri()
+    return quote(Path(relative).as_posix())
+
+
+def _write(path: Path, html: str) -> Path:
+    """Whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(html, encoding="utf-8")
+    temporary.replace(path)
+    return path

@@ -1,0 +1,182 @@
+"""Run folders, read and checked, as a report needs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from depure.evaluate.certificate import Agreement, Certificate
+from depure.evaluate.checks import Check
+from depure.evaluate.record import SCHEMA, read_json
+from depure.evaluate.shards import Shard
+from depure.evaluate.statistics import Estimate
+
+SHOWN = 8  # images whose pixels are kept
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """One line of a card's results: clean or attacked images."""
+
+    single: Estimate  # one fresh draw
+    any_of_n: list[Estimate]  # right in all of N draws, N = 1, 2, ...
+    majority_of_k: list[Estimate]  # right by the vote of k draws, k = 1, 2, ...
+
+    @staticmethod
+    def of(data: dict[str, Any]) -> Accuracies:
+        """Read a card's entry."""
+        curves = ([Estimate(**e) for e in data[key]] for key in ("any_of_n", "majority_of_k"))
+        return Accuracies(Estimate(**data["accuracy"]), *curves)
+
+    def odd_votes(self) -> list[tuple[int, Estimate]]:
+        """(k, accuracy) for odd k: at even k a tie counts as wrong, which is no fair vote."""
+        return list(enumerate(self.majority_of_k, 1))[::2]
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """What the shards hold, all images; pixels of the first `SHOWN` only."""
+
+    y: Tensor  # (n,)
+    clean: Tensor  # (n, R) predicted classes
+    adversarial: Tensor  # (n, R)
+    x: Tensor  # (m, C, H, W)
+    x_adv: Tensor  # (m, C, H, W)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run. `tables` is None and `purified` empty where the folder lacks the files."""
+
+    folder: Path
+    card: dict[str, Any]
+    clean: Accuracies
+    robust: Accuracies
+    effect: Estimate
+    certificate: Certificate
+    checks: tuple[Check, ...]
+    tables: Tables | None
+    purified: dict[str, Tensor]  # "clean", "adversarial": (m, C, H, W)
+
+    @property
+    def title(self) -> str:
+        """What the run is called."""
+        return str(self.card["title"] or self.folder.name)
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What was asked."""
+        return dict(self.card["setting"])
+
+    @property
+    def images(self) -> int:
+        """Number of images judged."""
+        return int(self.card["results"]["images"])
+
+    @property
+    def draws(self) -> int:
+        """Number of draws judged, 1 where all would coincide."""
+        return int(self.card["results"]["draws"])
+
+    @property
+    def confidence(self) -> int:
+        """Confidence of the intervals, in percent."""
+        return round(100 * float(self.card["results"]["confidence"]))
+
+    @property
+    def known(self) -> bool:
+        """Whether attacker and judge use the same noise, or there is none: no draw is fresh."""
+        return set(self.setting["model"]["stages"]) <= set(self.setting["threat"]["knows"])
+
+    @property
+    def trace(self) -> dict[str, list[float]]:
+        """Mean loss and accuracy at every attack iterate."""
+        return dict(self.card["trace"])
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no finished run in it.
+        ValueError: if its card is of another schema, or a file in it is damaged.
+    """
+    folder = Path(folder)
+    card = _card(folder)
+    try:
+        results = card["results"]
+        run = Run(
+            folder=folder,
+            card=card,
+            clean=Accuracies.of(results["clean"]),
+            robust=Accuracies.of(results["robust"]),
+            effect=Estimate(**results["effect"]),
+            certificate=_certificate(card["certificate"]),
+            checks=tuple(Check(**c) for c in card["checks"]),
+            tables=_tables(folder, int(results["images"])),
+            purified=_purified(folder),
+        )
+        _ = (card["title"], card["command"], card["setting"], card["trace"], card["cost"])
+        _ = (card["run"], run.draws, run.confidence)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / 'card.json'} is damaged ({type(error).__name__}: {error}): delete it and "
+            f"finish the run again with the same `depure evaluate` command"
+        ) from error
+    return run
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise FileNotFoundError(f"{folder} {what}: pass the folder of a finished run")
+    path = folder / "card.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no card.json: finish the run with the same `depure evaluate` command"
+        )
+    card = read_json(path)
+    if card.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{path} has the schema {card.get('schema')!r}, but this version of Depure reads "
+            f"{SCHEMA!r}: evaluate again, or use the version of Depure that wrote it"
+        )
+    return card
+
+
+def _certificate(data: dict[str, Any]) -> Certificate:
+    rows = tuple(Agreement(**row) for row in data["rows"])
+    return Certificate(**{**data, "rows": rows})
+
+
+def _tables(folder: Path, images: int) -> Tables | None:
+    """All shards, one at a time, or None if they are not (all) there."""
+    parts, kept = [], 0
+    for path in sorted((folder / "shards").glob("*.safetensors")):
+        shard, _ = Shard.load(path)
+        room = slice(0, max(SHOWN - kept, 0))
+        pixels = (shard.x[room].clone(), shard.x_adv[room].clone())
+        parts.append((shard.y, shard.clean, shard.adversarial, *pixels))
+        kept += len(pixels[0])
+    if sum(len(part[0]) for part in parts) != images:
+        return None
+    return Tables(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _purified(folder: Path) -> dict[str, Tensor]:
+    path = folder / "examples.safetensors"
+    if not path.is_file():
+        return {}
+    try:
+        tensors = load_file(path)
+        return {name: tensors[name][:SHOWN] for name in ("clean", "adversarial")}
+    except (SafetensorError, OSError, KeyError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it and finish the run again"
+        ) from error

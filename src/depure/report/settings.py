@@ -1,0 +1,246 @@
+"""What was asked, for humans: every field of a run's description, with a word on each."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from depure.report.words import NBSP, TIMES, count, number, plural
+
+_LABELS = {  # path in a card's "setting" -> what a reader calls it, a word of explanation
+    "data.name": ("Data set", ""),
+    "data.images": ("Images", ""),
+    "data.shape": ("Image size", "channels, height, width"),
+    "data.classes": ("Classes", ""),
+    "data.fingerprint": ("Data fingerprint", "hash of images, labels and indices"),
+    "model.classifier": ("Classifier", ""),
+    "model.stages": ("Draws noise at", "stages of the purifier at which it is random"),
+    "model.weights": ("Weights fingerprint", "hash of all weights"),
+    "model.dtype": ("Number format", ""),
+    "threat.ball": ("Budget", "how far an image may be changed"),
+    "threat.knows": ("Attacker knows", "besides all weights and the algorithm"),
+    "attack.name": ("Method", ""),
+    "attack.steps": ("Iterations", ""),
+    "attack.step_size": ("Step size", "change per iteration"),
+    "attack.eot": ("EoT draws", "expectation over transformation: noise draws per iteration"),
+    "attack.average": ("EoT averages", "what is averaged over these draws"),
+    "attack.loss": ("Loss", "what the attack raises"),
+    "attack.random_start": ("Random start", "begins at a random point of the budget"),
+    "attack.target": ("Target class", ""),
+    "draws": ("Draws asked for", "fresh draws of the noise per image, for judging"),
+    "seed": ("Seed", "of all randomness"),
+    "shard_size": ("Images per shard", "unit of interruption; does not change the result"),
+}
+_GROUPS = {"data": "Data", "model": "Defence", "threat": "Attacker", "attack": "Attack"}
+_METHODS = {"PGD": "projected gradient ascent"}
+_LOSSES = {"ce": "cross-entropy", "margin": "margin", "dlr": "difference of logits ratio"}
+_PARTS = ("Diffusion model", "Sampler", "Time grid")  # of a DiffPure, in order
+_DIFFPURE = {
+    "rounds": ("Rounds", "of noising and denoising in sequence"),
+    "backprop": ("Gradient by", "how the chain of steps is differentiated"),
+    "clamp": ("Clamped", "whether the purified image is cut to the range of pixels"),
+}
+_WHY = {"Sampler": "the rule of one denoising step", "Time grid": ""}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the setting; `code` marks a value that is a name in the code."""
+
+    label: str
+    value: str
+    note: str = ""
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """A `repr` taken apart: `head(args)`, each argument with its keyword or ""."""
+
+    head: str
+    args: tuple[tuple[str, str], ...]
+
+    @staticmethod
+    def of(text: str) -> Call:
+        """Take a `repr` apart; text that is no call has a head alone."""
+        match = re.fullmatch(r"(\w+)\((.*)\)", text, re.DOTALL)
+        if match is None:
+            return Call(text, ())
+        found = ((re.match(r"(\w+)=(.*)", a, re.DOTALL), a) for a in _split(match[2]))
+        return Call(match[1], tuple((m[1], m[2]) if m else ("", a) for m, a in found))
+
+    def get(self, key: str) -> str:
+        """The value of a keyword, or ""."""
+        return dict(self.args).get(key, "")
+
+    @property
+    def positional(self) -> list[str]:
+        """Arguments without keyword."""
+        return [value for key, value in self.args if not key]
+
+
+def _split(text: str) -> list[str]:
+    """Split at ", " outside brackets and quotes."""
+    parts, depth, quote, begin = [], 0, "", 0
+    for i, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth -= 1
+        elif char == "," and depth == 0 and text[i + 1 : i + 2] == " ":
+            parts.append(text[begin:i])
+            begin = i + 2
+    return [p for p in (*parts, text[begin:]) if p]
+
+
+def setting_rows(setting: dict[str, Any]) -> dict[str, list[Row]]:
+    """Groups of rows that cover every field of a run's description."""
+    groups: dict[str, list[Row]] = {}
+    for key, value in setting.items():
+        rows = groups.setdefault(_GROUPS.get(key, "Judging"), [])
+        if not isinstance(value, dict) or key not in _GROUPS:
+            rows.append(_row(key, value, setting))
+            continue
+        for name, item in value.items():
+            path = f"{key}.{name}"
+            rows += purifier_rows(item) if path == "model.purifier" else [_row(path, item, setting)]
+    return groups
+
+
+def _row(path: str, value: Any, setting: dict[str, Any]) -> Row:
+    label, note = _LABELS.get(path, (path.rpartition(".")[2].replace("_", " ").capitalize(), ""))
+    special = {
+        "data.shape": lambda: f" {TIMES} ".join(str(v) for v in value),
+        "data.classes": lambda: _classes(value),
+        "threat.ball": lambda: budget(value),
+        "threat.knows": lambda: knowledge(setting),
+        "attack.name": lambda: f"{value}, {_METHODS[value]}" if value in _METHODS else str(value),
+        "attack.step_size": lambda: "the budget's default" if value is None else f"{value:g}",
+        "attack.loss": lambda: _LOSSES.get(value, str(value)),
+        "attack.target": lambda: "none: any wrong class counts" if value is None else plain(value),
+    }
+    text = special[path]() if path in special else plain(value)
+    return Row(label, text, note, code="fingerprint" in path or path == "model.weights")
+
+
+def plain(value: Any) -> str:
+    """Any JSON value as words."""
+    if value is None:
+        return "default"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, int):
+        return count(value)
+    if isinstance(value, list):
+        return ", ".join(plain(v) for v in value) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {plain(v)}" for k, v in value.items())
+    return str(value).replace("_", " ")
+
+
+def _classes(names: list[str]) -> str:
+    shown = names if len(names) <= 12 else [*names[:10], "\u2026", names[-1]]
+    return f"{len(names)}: {', '.join(str(n) for n in shown)}"
+
+
+def budget(ball: dict[str, Any]) -> str:
+    """ "Linf <= 8/255", or a decimal where it is a round one."""
+    name, eps = str(ball.get("name")), ball.get("eps")
+    if not isinstance(eps, (int, float)):
+        return plain(ball)
+    norm = {"Linf": "L\u221e", "L2": "L2", "L1": "L1"}.get(name, name)
+    levels = 255 * eps
+    whole = name == "Linf" and abs(levels - round(levels)) < 1e-6 and len(f"{eps:g}") > 5
+    size = f"{round(levels)}/255" if whole else f"{eps:g}"
+    rest = {k: v for k, v in ball.items() if k not in ("name", "eps")}
+    return f"{norm}{NBSP}\u2264{NBSP}{size}" + (f", {plain(rest)}" if rest else "")
+
+
+def budget_in_full(ball: dict[str, Any]) -> str:
+    """The budget with its meaning."""
+    eps = ball.get("eps")
+    meaning = {
+        "L2": "the Euclidean length of the whole change, pixels from 0 to 1",
+        "L1": "the sum of all pixel changes, pixels from 0 to 1",
+    }
+    if ball.get("name") == "Linf" and isinstance(eps, (int, float)):
+        return f"no pixel changes by more than {100 * eps:.3g}{NBSP}% of its range"
+    return meaning.get(str(ball.get("name")), "")
+
+
+def knowledge(setting: dict[str, Any]) -> str:
+    """What the attacker knows of the defence's random numbers."""
+    stages, knows = setting["model"]["stages"], setting["threat"]["knows"]
+    if not stages:
+        return "everything: the defence draws no noise"
+    if not knows:
+        return "nothing of the noise (white-box)"
+    hidden = [stage for stage in stages if stage not in knows]
+    if not hidden:
+        return "all noise (deterministic white-box, DW-box)"
+    return f"the {' and '.join(knows)} noise, not the {' and '.join(hidden)}"
+
+
+def purifier_rows(text: str) -> list[Row]:
+    """A purifier's `repr`, one row per part."""
+    call = Call.of(text)
+    rows = [Row("Purifier", call.head, "", code=True)]
+    positional = iter(_PARTS if call.head == "DiffPure" else ())
+    for key, value in call.args:
+        if key:
+            label, note = _DIFFPURE.get(key, (key.replace("_", " ").capitalize(), ""))
+            yes_no = {"True": "yes", "False": "no"}.get(value)
+            rows.append(Row(label, yes_no or value, note, code=yes_no is None))
+        elif Call.of(value).head == "DiffPure":
+            rows += purifier_rows(value)
+        else:
+            label = next(positional, "Part")
+            note = grid_in_short(value) if label == "Time grid" else _WHY.get(label, "")
+            rows.append(Row(label, value, note, code=True))
+    return rows
+
+
+def grid_in_short(text: str) -> str:
+    """What a time grid does, in words; "" if it is none."""
+    call = Call.of(text)
+    try:
+        t_star = number(100 * float(call.get("t_star")), 1).removesuffix(".0")
+    except ValueError:
+        return ""
+    steps = call.get("steps")
+    how = "every step" if steps == "None" else plural(int(steps), "denoising step")
+    return f"noise up to {t_star}{NBSP}% of the diffusion, {how}"
+
+
+def defence_in_short(setting: dict[str, Any]) -> str:
+    """ "DiffPure, DDPM, t* = 0.1, 10 steps"; the purifier's name alone if it is another."""
+    call = Call.of(setting["model"]["purifier"])
+    inner = next((c for c in map(Call.of, call.positional) if c.head == "DiffPure"), None)
+    outer = [call.head] if inner else []
+    call = inner or call
+    if call.head != "DiffPure" or len(call.positional) < 3:
+        return ", ".join([*outer, call.head])
+    sampler, grid = (Call.of(text) for text in call.positional[1:3])
+    steps = grid.get("steps")
+    told = "all steps" if steps == "None" else f"{steps}{NBSP}steps"
+    rounds = [f"{call.get('rounds')}{NBSP}rounds"] if call.get("rounds") not in ("", "1") else []
+    t_star = f"t*{NBSP}={NBSP}{grid.get('t_star')}"
+    return ", ".join([*outer, call.head, sampler.head, t_star, told, *rounds])
+
+
+def attack_in_short(setting: dict[str, Any]) -> str:
+    """ "PGD, 20 iterations, EoT 10"."""
+    attack = setting["attack"]
+    parts = [str(attack.get("name", "attack"))]
+    if "steps" in attack:
+        parts.append(plural(int(attack["steps"]), "iteration"))
+    if "eot" in attack:
+        parts.append(f"EoT{NBSP}{attack['eot']}")
+    return ", ".join(parts)

@@ -1,0 +1,21 @@
+"""Training: pure losses, an average of weights, and short loops."""
+
+from depure.training.classifier import Augment, Shift, accuracy, train_classifier
+from depure.training.diffusion import train_denoiser
+from depure.training.ema import EMA
+from depure.training.loop import Progress, seeded
+from depure.training.losses import denoising_loss, diffuse, linear_alpha_bar
+
+__all__ = [
+    "EMA",
+    "Augment",
+    "Progress",
+    "Shift",
+    "accuracy",
+    "denoising_loss",
+    "diffuse",
+    "linear_alpha_bar",
+    "seeded",
+    "train_classifier",
+    "train_denoiser",
+]

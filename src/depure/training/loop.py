@@ -1,0 +1,77 @@
+"""What the training loops share: seeds, the learning rate's shape, a guard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+Progress = Callable[[int, int, float], None]
+"""Called after each update with its number (from 1), the number of all updates, and the loss."""
+
+
+@contextmanager
+def seeded(seed: int, network: nn.Module | None = None) -> Iterator[torch.Generator]:
+    """A generator for all random numbers of a block, and torch's own generator put aside.
+
+    Layers such as dropout, and fresh weights, can only draw from torch's global generator: inside
+    the block it is seeded too, and afterwards it is as it was. The generator given is on the CPU,
+    so that a seed means the same numbers on every device.
+
+    Args:
+        seed: fixes every number.
+        network: names the device whose global generator is put aside; ``None`` means the CPU.
+    """
+    device = device_of(network) if network is not None else torch.device("cpu")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        yield generator
+
+
+def warm_cosine(step: int, total: int, warm: float = 0.1) -> float:
+    """The share of the peak learning rate at ``step`` of ``0 .. total - 1``, in ``(0, 1]``.
+
+    It climbs in a line for the first ``warm * total`` steps, then falls along half a cosine.
+    """
+    climb = max(1, round(warm * total))
+    if step < climb:
+        return (step + 1) / climb
+    return 0.5 * (1 + math.cos(math.pi * (step - climb) / max(1, total - climb)))
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """The device of the network's first parameter.
+
+    Raises:
+        ValueError: there is nothing to train.
+    """
+    for parameter in network.parameters():
+        return parameter.device
+    raise ValueError(f"{type(network).__name__} has no parameters, so it cannot be trained")
+
+
+def finite(loss: torch.Tensor, step: int) -> float:
+    """The loss as a number.
+
+    Raises:
+        FloatingPointError: it is NaN or infinite.
+    """
+    value = loss.item()
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the loss is {value} at update {step}: lower the learning rate")
+    return value
+
+
+def check_positive(**numbers: float) -> None:
+    """Refuse settings that are not above zero.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    for name, value in numbers.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0; got {value}")

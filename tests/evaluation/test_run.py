@@ -1,0 +1,210 @@
+"""The evaluation: resumable, mergeable, independent of batch, chunk and shard sizes."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from depure.attacks import PGD
+from depure.data import Images
+from depure.evaluation import Evaluation, evaluate
+from depure.noise import Noise
+from depure.purify import BPDA, Defended, Identity, Purifier
+from depure.threat import Linf, Threat
+
+
+class Jitter(Purifier):
+    """Two noise stages, cheap."""
+
+    stages = ("forward", "reverse")
+
+    def purify(self, x: Tensor, noise: Noise) -> Tensor:
+        z = noise.normal("forward", 0, x) + noise.normal("reverse", 0, x)
+        return x + 0.2 * z
+
+
+class Cut(Jitter):
+    """No gradient."""
+
+    def purify(self, x: Tensor, noise: Noise) -> Tensor:
+        with torch.no_grad():
+            return torch.sin(3 * super().purify(x, noise))
+
+
+class Head(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(5)
+        self.w = nn.Parameter(torch.randn(3, 16, generator=g))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x.flatten(1) - 0.5) @ self.w.T
+
+
+@pytest.fixture
+def images():
+    x = torch.rand(22, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    y = Head()(x).argmax(1)
+    return Images(x, y, torch.arange(100, 122), ("a", "b", "c"), "toy")
+
+
+MODEL = Defended(Jitter(), Head())
+ATTACK = PGD(steps=3, eot=2)
+THREAT = Threat(Linf(0.1))
+SETTINGS = {"draws": 6, "shard_size": 5, "check_images": 4}
+
+
+def stable(card):
+    """The card without what a clock or a machine decides."""
+    return {k: v for k, v in card.items() if k not in ("run", "command")}
+
+
+def test_tables_and_card(images, tmp_path):
+    result = evaluate(MODEL, images, ATTACK, THREAT, out=tmp_path / "run", **SETTINGS)
+    shard, card = result.shard, json.loads((tmp_path / "run" / "card.json").read_text())
+    assert shard.clean.shape == shard.adversarial.shape == (22, 6)
+    assert shard.loss.shape == (22, 3)
+    assert shard.index.tolist() == images.index.tolist()
+    assert THREAT.ball.contains(shard.x_adv, images.x).all()
+    correct = (shard.adversarial == shard.y[:, None]).double().mean()
+    assert card["results"]["robust"]["accuracy"]["value"] == pytest.approx(float(correct))
+    assert result.robust.low < result.robust.value < result.clean.value
+    assert card["cost"]["classifier_calls"] == 22 * (3 * 2 + 2 * 6)
+    assert {c["name"] for c in card["checks"]} >= {"gradient", "ball", "transfer", "more steps"}
+    assert all(c["verdict"] != "fail" for c in card["checks"])
+
+
+def test_judging_draws_are_fresh_and_the_null_control_shares_them(images):
+    result = evaluate(MODEL, images, ATTACK, THREAT, **SETTINGS)
+    judge = Noise.of(0, images.index).fold("judge").draws(6)
+    rows = images.x.repeat_interleave(6, 0)
+    expected = MODEL(rows, judge).argmax(1).view(22, 6)
+    assert torch.equal(result.shard.clean.long(), expected)
+    rows = result.shard.x_adv.repeat_interleave(6, 0)
+    expected = MODEL(rows, judge).argmax(1).view(22, 6)
+    assert torch.equal(result.shard.adversarial.long(), expected)
+
+
+def test_sizes_do_not_change_outcomes(images):
+    base = evaluate(MODEL, images, ATTACK, THREAT, **SETTINGS).shard
+    other_attack = dataclasses.replace(ATTACK, chunk=3)
+    other = evaluate(
+        MODEL, images, other_attack, THREAT, **{**SETTINGS, "shard_size": 22}, batch=7
+    ).shard
+    assert torch.equal(base.adversarial, other.adversarial)
+    assert torch.equal(base.clean, other.clean)
+    torch.testing.assert_close(base.x_adv, other.x_adv)
+    some = images[[4, 3, 17]]
+    alone = evaluate(MODEL, some, ATTACK, THREAT, **SETTINGS).shard
+    assert torch.equal(alone.adversarial, base.adversarial[[4, 3, 17]])
+
+
+def test_known_noise_is_shared_by_attacker_and_judge(images):
+    both = evaluate(MODEL, images, ATTACK, Threat(Linf(0.1), ("forward", "reverse")), **SETTINGS)
+    assert both.shard.clean.shape == (22, 1)  # all draws coincide
+    locked = Noise.of(0, images.index).lock("forward", "reverse")
+    expected = MODEL(both.shard.x_adv, locked.fold("anything")).argmax(1)
+    assert torch.equal(both.shard.adversarial[:, 0].long(), expected)
+    # The attacker saw the very loss that the judge sees.
+    loss = nn.functional.cross_entropy(MODEL(images.x, locked), images.y, reduction="none")
+    torch.testing.assert_close(both.shard.loss[:, 0], loss.detach())
+    forward = evaluate(MODEL, images, ATTACK, Threat(Linf(0.1), ("forward",)), **SETTINGS)
+    assert forward.shard.clean.shape == (22, 6)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_interrupted_and_continued(images, tmp_path):
+    whole = evaluate(MODEL, images, ATTACK, THREAT, out=tmp_path / "whole", **SETTINGS)
+
+    def kill(done, total):
+        if done > 7:  # inside the second shard
+            raise Killed
+
+    with pytest.raises(Killed):
+        evaluate(MODEL, images, ATTACK, THREAT, out=tmp_path / "run", progress=kill, **SETTINGS)
+    assert len(list((tmp_path / "run" / "shards").iterdir())) == 1
+    again = evaluate(MODEL, images, ATTACK, THREAT, out=tmp_path / "run", **SETTINGS)
+    assert stable(again.card) == stable(whole.card)
+
+
+def test_parts_merge_into_the_same_card(images, tmp_path):
+    whole = evaluate(MODEL, images, ATTACK, THREAT, out=tmp_path / "whole", **SETTINGS)
+
+    def part(folder, which):
+        run = Evaluation(MODEL, images, ATTACK, THREAT, tmp_path / folder, **SETTINGS)
+        run.prepare()
+        run.compute(which)
+        return run
+
+    first, second = part("a", (0, 2)), part("b", (1, 2))
+    assert first.missing() == [1, 3]
+    with pytest.raises(ValueError, match="2 of 5 shards"):
+        first.finish()
+    first.join([second.folder])
+    assert stable(first.finish().card) == stable(whole.card)
+
+
+def test_a_folder_of_another_configuration_is_refused(images, tmp_path):
+    out = tmp_path / "run"
+    evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
+    before = (out / "card.json").read_bytes()
+    stronger = dataclasses.replace(ATTACK, steps=4)
+    with pytest.raises(ValueError, match=r"attack\.steps: 3, now 4.*choose another folder"):
+        evaluate(MODEL, images, stronger, THREAT, out=out, **SETTINGS)
+    other = Defended(Jitter(), Head())
+    with torch.no_grad():
+        other.classifier.w += 1
+    with pytest.raises(ValueError, match=r"model\.weights"):
+        evaluate(other, images, ATTACK, THREAT, out=out, **SETTINGS)
+    assert (out / "card.json").read_bytes() == before
+
+
+def test_a_truncated_shard_is_named_and_the_rest_is_kept(images, tmp_path):
+    out = tmp_path / "run"
+    whole = evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
+    shard = out / "shards" / "00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(ValueError, match="00002.safetensors is damaged.*delete this file"):
+        evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
+    shard.unlink()
+    again = evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
+    assert stable(again.card) == stable(whole.card)
+
+
+def test_broken_gradients_are_refused_unless_bpda_is_asked_for(images, tmp_path):
+    with pytest.raises(ValueError, match=r"cannot be evaluated.*Straight\(\) \(BPDA\)"):
+        evaluate(Defended(Cut(), Head()), images, ATTACK, THREAT, out=tmp_path / "run")
+    result = evaluate(Defended(BPDA(Cut()), Head()), images, ATTACK, THREAT, **SETTINGS)
+    gradient = next(c for c in result.card["checks"] if c["name"] == "gradient")
+    assert gradient["verdict"] == "warn"
+
+
+def test_undefended(images):
+    result = evaluate(Defended(Identity(), Head()), images, ATTACK, THREAT, **SETTINGS)
+    assert result.clean.value == 1.0
+    assert result.shard.clean.shape == (22, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"threat": Threat(Linf(0.1), ("revers",))}, "knows names the stage 'revers'"),
+        ({"draws": 0}, "draws, shard_size and batch must be at least 1"),
+    ],
+)
+def test_bad_settings(images, change, message):
+    settings = {"threat": THREAT, **SETTINGS, **change}
+    with pytest.raises(ValueError, match=message):
+        evaluate(MODEL, images, ATTACK, **settings)
+
+
+def test_labels_the_classifier_does_not_know(images):
+    more = Images(images.x, images.y, images.index, ("a", "b", "c", "d"), "toy")
+    odd = dataclasses.replace(more, y=torch.full_like(more.y, 3))
+    with pytest.raises(ValueError, match="label"):
+        evaluate(MODEL, odd, ATTACK, THREAT, **SETTINGS)

@@ -1,0 +1,144 @@
+"""Run folders made up in milliseconds: random tables, cards through `card_of`, no network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from depure.evaluate.card import card_of
+from depure.evaluate.certificate import Agreement, Certificate
+from depure.evaluate.checks import Check
+from depure.evaluate.cost import Cost
+from depure.evaluate.record import write_json
+from depure.evaluate.shards import Shard
+
+MakeRun = Callable[..., Path]
+
+PURIFIER = (
+    "DiffPure(UNet2DModel(651,041 weights, epsilon, VPDiscrete(T=1000, betas=0.0001..0.02)), "
+    "DDPM(variance='small', clip_x0=False), Grid(t_star=0.1, steps=10, convention='diffpure'), "
+    "rounds=1, backprop=Checkpoint(memory_budget=None, segment=1), clamp=False)"
+)
+
+
+def description(
+    images: int,
+    shape: tuple[int, int, int],
+    draws: int,
+    *,
+    knows: tuple[str, ...] = (),
+    stages: tuple[str, ...] = ("forward", "reverse"),
+    steps: int = 10,
+    classes: tuple[str, ...] = ("cat", "dog", "emu"),
+    fingerprint: str = "feedbeef00000001",
+) -> dict[str, Any]:
+    return {
+        "data": {
+            "name": "made-up",
+            "images": images,
+            "shape": list(shape),
+            "classes": list(classes),
+            "fingerprint": fingerprint,
+        },
+        "model": {
+            "purifier": PURIFIER if stages else "Identity()",
+            "classifier": "SmallCNN(65,834 weights)",
+            "stages": list(stages),
+            "weights": "83fd0609f64d892d",
+            "dtype": "float32",
+        },
+        "threat": {"ball": {"name": "Linf", "eps": 8 / 255}, "knows": list(knows)},
+        "attack": {
+            "name": "PGD",
+            "steps": steps,
+            "step_size": None,
+            "eot": 5,
+            "average": "gradients",
+            "loss": "ce",
+            "random_start": False,
+            "target": None,
+        },
+        "draws": 20,
+        "seed": 7,
+        "shard_size": 4,
+    }
+
+
+def votes(y: Tensor, draws: int, accuracy: float, generator: torch.Generator) -> Tensor:
+    right = torch.rand(len(y), draws, generator=generator) < accuracy
+    return torch.where(right, y[:, None], (y[:, None] + 1) % 3).to(torch.int16)
+
+
+def certificate(*, exact: bool = True) -> Certificate:
+    rows = (
+        Agreement("Checkpoint(), float64", 0.0 if exact else 0.93, 0.7, 0.69, exact),
+        Agreement("Checkpoint(), float32", 2.934963596044944e-07, 0.9999999999999856, 1.0, exact),
+    )
+    verdict = "PASSED: the gradient is that of the defence (finite differences: 9.4e-11)"
+    if not exact:
+        verdict = "FAILED: the gradient is not that of the defence"
+    return Certificate(exact, verdict, 2, 9.4e-11, "plain autograd in float64", rows)
+
+
+CHECKS = [
+    Check("gradient", "pass", "PASSED: the gradient is that of the defence"),
+    Check("fresh draws", "warn", "accuracy 4.2 % on the attack's draws, 64.0 % on fresh ones"),
+    Check("ball", "fail", "3 images leave the ball; size 0.4000"),
+]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    def make(
+        name: str = "run",
+        *,
+        images: int = 10,
+        shape: tuple[int, int, int] = (1, 8, 8),
+        draws: int = 7,
+        iterations: int = 6,
+        title: str = "A made-up run",
+        command: str = "depure evaluate --out run",
+        robust: float = 0.4,
+        exact: bool = True,
+        checks: list[Check] = CHECKS,
+        seed: int = 0,
+        data_seed: int = 0,
+        shards: bool = True,
+        examples: bool = True,
+        **setting: Any,
+    ) -> Path:
+        data = torch.Generator().manual_seed(data_seed)
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.rand(images, *shape, generator=data)
+        y = torch.randint(3, (images,), generator=data)
+        x_adv = (x + 8 / 255 * torch.randn(x.shape, generator=generator).sign()).clamp(0, 1)
+        loss = torch.linspace(0.1, 3.0, iterations).repeat(images, 1)
+        shard = Shard(
+            torch.arange(images), y, x, x_adv,
+            votes(y, draws, 0.95, generator), votes(y, draws, robust, generator),
+            loss, 1 - loss / 4, torch.ones(images, iterations, dtype=torch.bool),
+        )  # fmt: skip
+        folder = tmp_path / name
+        (folder / "shards").mkdir(parents=True)
+        cost = Cost(54_172, 5400, 30.1)
+        for i in range(0, images, 4) if shards else ():
+            part = Shard(**{k: v[i : i + 4] for k, v in vars(shard).items()})
+            part.save(folder / "shards" / f"{i // 4:05d}.safetensors", cost)
+        if examples:
+            pair = {"clean": x[:8] * 1.05, "adversarial": x_adv[:8] * 1.05}  # beyond 1 by a little
+            save_file(pair, folder / "examples.safetensors")
+        described = description(images, shape, draws, **setting)
+        card = card_of(
+            described, shard, certificate(exact=exact), checks, cost,
+            title=title, command=command, memory=433 * 2**20,
+        )  # fmt: skip
+        write_json(folder / "card.json", card)
+        return folder
+
+    return make

@@ -1,0 +1,119 @@
+"""Numbers and settings in plain words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from depure.evaluate.statistics import Estimate
+from depure.report import words
+from depure.report.load import Accuracies, load_run
+from depure.report.settings import Call, budget, defence_in_short, purifier_rows
+
+
+def spoken(make_run, clean: float, robust: float, low: float, high: float) -> str:
+    run = load_run(make_run())
+
+    def side(value: float) -> Accuracies:
+        return Accuracies(Estimate(value, value - 0.05, value + 0.05), [], [])
+
+    effect = Estimate(clean - robust, low, high)
+    run = replace(run, clean=side(clean), robust=side(robust), effect=effect)
+    return "".join(text for text, _ in words.answer(run)).replace(words.NBSP, " ")
+
+
+def test_answer(make_run):
+    assert spoken(make_run, 0.96, 0.53, 0.3, 0.5) == (
+        "Of 100 clean images 96 are classified correctly; under this attack 53 "
+        "(95 % CI 48 to 58): the attack takes 43 points."
+    )
+
+
+def test_answer_takes_decimals_where_whole_numbers_would_not_add_up(make_run):
+    text = spoken(make_run, 0.956, 0.524, 0.3, 0.5)  # 96 - 52 is not 43
+    assert "95.6 are" in text
+    assert "takes 43.2 points" in text
+
+
+def test_answer_knows_chance_and_nothing(make_run):
+    assert spoken(make_run, 0.9, 0.89, -0.1, 0.2).endswith(
+        "the attack takes 1 point, no more than chance might."
+    )
+
+
+def test_answer_of_an_attack_that_helps(make_run):
+    assert spoken(make_run, 0.9, 0.95, -0.1, 0.0).endswith("the attack takes nothing.")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (2.93e-7, "3 x 10-7"),
+        (9.6e-7, "1 x 10-6"),
+        (0.93, "0.93"),
+        (None, "not measured"),
+    ],
+)
+def test_magnitude(value, text):
+    plain = str.maketrans(
+        "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u00d7\u00a0",
+        "-0123456789x ",
+    )
+    assert words.magnitude(value).translate(plain) == text
+
+
+def test_closeness_is_never_rounded_up_to_perfect():
+    assert words.closeness(1.0) == "1.0000"
+    assert words.closeness(0.9999999999999856) == "1.0000"  # rounding of a double
+    assert words.closeness(0.99996) == "> 0.9999"
+    assert words.closeness(99.999, 100.0, 2) == "> 99.99"
+    assert words.closeness(99.5, 100.0, 2) == "99.50"
+
+
+def test_small_words():
+    assert words.number(-0.04) == "0.0"
+    assert words.number(-1.25) == f"{words.MINUS}1.3"
+    assert words.number(0.25) == "0.3"  # not 0.2, as IEEE would have it
+    assert words.duration(7250).replace(words.NBSP, " ") == "2 h 01 min"
+    assert words.duration(0.034).replace(words.NBSP, " ") == "0.03 s"
+    assert words.ranges([1, 3, 4, 5, 8, 9]) == "1, 3 to 5, 8, 9"
+    assert words.sentence("eot 3 -> 6: wins -2.0 points") == "EoT 3 \u2192 6: wins \u22122.0 points"
+    assert words.sentence("finite differences: 1.0e+00") == "Finite differences: 1"
+
+
+def test_reprs_are_taken_apart():
+    call = Call.of("A(B(1,000 weights, C(x=(1, 2))), name='a, b)', n=3)")
+    assert call == Call(
+        "A", (("", "B(1,000 weights, C(x=(1, 2)))"), ("name", "'a, b)'"), ("n", "3"))
+    )
+    assert Call.of("plain text") == Call("plain text", ())
+    assert Call.of("Identity()") == Call("Identity", ())
+
+
+def test_purifiers_in_short():
+    grid = "Grid(t_star=0.1, steps=None, convention='a')"
+    inner = f"DiffPure(U(3 weights), DDIM(eta=0.0), {grid}, rounds=2)"
+    for text, short in (
+        (inner, "DiffPure, DDIM, t* = 0.1, all steps, 2 rounds"),
+        (f"BPDA({inner})", "BPDA, DiffPure, DDIM, t* = 0.1, all steps, 2 rounds"),
+        ("Identity()", "Identity"),
+        ("Denoise(Net(3 weights), s=1)", "Denoise"),
+    ):
+        found = defence_in_short({"model": {"purifier": text}})
+        assert found.replace(words.NBSP, " ") == short
+    labels = [row.label for row in purifier_rows(f"BPDA({inner})")]
+    assert labels == ["Purifier", "Purifier", "Diffusion model", "Sampler", "Time grid", "Rounds"]
+
+
+@pytest.mark.parametrize(
+    ("ball", "text"),
+    [
+        ({"name": "Linf", "eps": 8 / 255}, "8/255"),
+        ({"name": "Linf", "eps": 0.2}, "0.2"),
+        ({"name": "L2", "eps": 0.5}, "0.5"),
+    ],
+)
+def test_budget(ball, text):
+    assert budget(ball).endswith(text)
