@@ -3,8 +3,18 @@
 import torch
 
 from depure import (
-    DDPM, PGD, Defended, DiffPure, Linf, Threat, digits, evaluate, load_classifier, load_denoiser,
-    report, verify_gradient,
+    DDPM,
+    PGD,
+    Defended,
+    DiffPure,
+    Linf,
+    Threat,
+    digits,
+    evaluate,
+    load_classifier,
+    load_denoiser,
+    report,
+    verify_gradient,
 )  # fmt: skip
 
 torch.set_num_threads(1)

@@ -2,7 +2,7 @@
 
     python examples/train_digits.py                # about a quarter of an hour, writes the weights
     python examples/train_digits.py --validate     # trains on 4/5 of the train split, measures on
-                                                   # the rest: how the settings were chosen
+                                                   # the rest: how the settings were checked
 
 The test split is read once, to measure the finished models.
 """
@@ -14,28 +14,27 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 import depure.zoo
+from depure import DDIM, Defended, Denoiser, DiffPure, Noise, VPDiscrete
 from depure.data import Images, digits
+from depure.diffusion.schedule import table
 from depure.training import (
     Progress,
     Shift,
     accuracy,
     denoising_loss,
-    diffuse,
-    linear_alpha_bar,
     seeded,
     train_classifier,
     train_denoiser,
 )
-from depure.zoo import SmallCNN, load_classifier, load_unet
+from depure.zoo import SmallCNN, load_classifier, load_denoiser
 
 BUNDLED = Path(depure.zoo.__file__).parent / "weights" / "digits"
 SCHEDULER = {
@@ -68,7 +67,7 @@ def main() -> None:
     if not args.validate:
         write(classifier, unet, args.out)
         if args.out == BUNDLED:  # measure what a user will load
-            classifier, (unet, _) = load_classifier("digits"), load_unet("digits")
+            classifier, unet = load_classifier("digits"), load_denoiser("digits").network
     metrics = measure(classifier, unet, measured)
     print(json.dumps({"seconds": seconds, **metrics}, indent=2))
     if not args.validate:
@@ -123,48 +122,22 @@ def every(n: int) -> Progress:
 
 def measure(classifier: nn.Module, unet: nn.Module, images: Images) -> dict[str, float]:
     """Clean accuracy, the same behind a purifier, and the denoising loss, on unseen images."""
-    generator = torch.Generator().manual_seed(0)
-    draws = [measure_once(classifier, unet, images, generator) for _ in range(5)]
-    purified, losses = zip(*draws, strict=True)
+    denoiser = Denoiser.from_diffusers(unet, SCHEDULER)
+    model = Defended(DiffPure(denoiser, DDIM(), t_star=0.1, steps=10), classifier)
+    noise = Noise.of(0, images.index)
+    with torch.no_grad():
+        purified = [model(images.x, noise.fold("draw", i)).argmax(1) for i in range(5)]
+        t = (1000 * noise.uniform("time", 0, images.x[:, :1, :1, :1]).flatten()).long()
+        eps = noise.normal("training", 0, images.x)
+        scale = table(VPDiscrete.linear(), images.x)
+        loss = denoising_loss(lambda x, t: unet(x, t).sample, 2 * images.x - 1, t, eps, scale)
+    right = [float((labels == images.y).float().mean()) for labels in purified]
     return {
         "accuracy": accuracy(classifier, images),
-        "accuracy after purification, mean of 5 draws": sum(purified) / 5,
-        "accuracy after purification, worst of 5 draws": min(purified),
-        "denoising loss": sum(losses) / 5,
+        "accuracy after purification, mean of 5 draws": sum(right) / 5,
+        "accuracy after purification, worst of 5 draws": min(right),
+        "denoising loss": float(loss),
     }
-
-
-@torch.no_grad()
-def measure_once(
-    classifier: nn.Module, unet: nn.Module, images: Images, generator: torch.Generator
-) -> tuple[float, float]:
-    """Accuracy after purification, and denoising loss, on one draw of the noise."""
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        return unet(x, t).sample
-
-    def defended(x: Tensor) -> Tensor:
-        return classifier(purify(predict, x, eps, alpha_bar))
-
-    alpha_bar = linear_alpha_bar()
-    eps = torch.randn(images.x.shape, generator=generator)
-    t = torch.randint(1000, (len(images),), generator=generator)
-    loss = denoising_loss(predict, 2 * images.x - 1, t, eps, alpha_bar)
-    return accuracy(defended, images, batch_size=len(images)), float(loss)
-
-
-def purify(
-    predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, eps: Tensor, alpha_bar: Tensor
-) -> Tensor:
-    """Noise to t = 100 (index 99), then ten DDIM steps back (arXiv 2010.02502, equation 12)."""
-    x_t = diffuse(2 * x - 1, torch.full((len(x),), 99), eps, alpha_bar)
-    for t in range(99, 0, -10):
-        a = alpha_bar[t]
-        s = alpha_bar[t - 10] if t > 10 else torch.tensor(1.0)
-        noise = predict(x_t, torch.full((len(x),), t))
-        x0 = (x_t - (1 - a).sqrt() * noise) / a.sqrt()
-        x_t = s.sqrt() * x0 + (1 - s).sqrt() * noise
-    return ((x_t + 1) / 2).clamp(0, 1)
 
 
 def write(classifier: nn.Module, unet: diffusers.UNet2DModel, out: Path) -> None:
@@ -191,7 +164,8 @@ Written by `examples/train_digits.py`; do not edit.
 
 - **Data**: the 1,797 8x8 digits of scikit-learn (UCI "Optical Recognition of Handwritten Digits",
   Alpaydin & Kaynak 1998, CC BY 4.0), split by `depure.data.digits`: 1,198 train, 599 test. Only the
-  train split was trained on, and the settings were chosen on a fifth of it (`--validate`).
+  train split was trained on. The settings were checked once on a fifth of it held out
+  (`--validate`: 98.8 % clean, 97.2 % purified); no other settings were compared.
 - **Command**: `{command}`
 - **Seed**: {args.seed}. One CPU thread, torch {torch.__version__}, diffusers
   {diffusers.__version__}.

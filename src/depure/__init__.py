@@ -1,7 +1,7 @@
 """Depure: diffusion-based adversarial purification that can be trusted.
 
 The names below are the whole surface most scripts need; parts live in `depure.diffusion`,
-`depure.purify`, `depure.attacks` and `depure.evaluate`.
+`depure.purify`, `depure.attacks` and `depure.evaluation`.
 """
 
 from importlib import import_module
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from depure.diffusion import Straight as Straight
     from depure.diffusion import Surrogate as Surrogate
     from depure.diffusion import VPDiscrete as VPDiscrete
-    from depure.evaluate import evaluate as evaluate
-    from depure.evaluate import verify_gradient as verify_gradient
+    from depure.evaluation import evaluate as evaluate
+    from depure.evaluation import verify_gradient as verify_gradient
     from depure.noise import Noise as Noise
     from depure.purify import BPDA as BPDA
     from depure.purify import Defended as Defended
     from depure.purify import DiffPure as DiffPure
     from depure.purify import Identity as Identity
-    from depure.report import report as report
+    from depure.reporting import report as report
     from depure.threat import L2 as L2
     from depure.threat import Linf as Linf
     from depure.threat import Threat as Threat
@@ -47,16 +47,16 @@ _HOME = {
         "DDIM", "DDPM", "VPSDE", "Blind", "Checkpoint", "Denoiser", "EulerMaruyama", "Full",
         "ProbabilityFlow", "Straight", "Surrogate", "VPDiscrete",
     ),
-    "depure.evaluate": ("evaluate", "verify_gradient"),
+    "depure.evaluation": ("evaluate", "verify_gradient"),
     "depure.noise": ("Noise",),
     "depure.purify": ("BPDA", "Defended", "DiffPure", "Identity"),
-    "depure.report": ("report",),
+    "depure.reporting": ("report",),
     "depure.threat": ("L2", "Linf", "Threat"),
     "depure.zoo": ("load_classifier", "load_denoiser"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = sorted([*_MODULE_OF, "__version__"])  # noqa: PLE0605 (names resolve below, on first use)
+__all__ = sorted([*_MODULE_OF, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Shape vocabulary, once: B images, C channels, H x W pixels, K classes, R draws."""
+"""Types that several floors share. Shapes: B images, C channels, H x W pixels, K classes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,5 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-Images = Tensor  # (B, C, H, W), float, in [0, 1] outside a purifier and [-1, 1] inside
-Labels = Tensor  # (B,), int64
-Logits = Tensor  # (B, K)
-Step = Callable[[Tensor], Tensor]  # one link of a chain: a state to the next state
+Step = Callable[[Tensor], Tensor]
+"""One link of a chain: a state (B, C, H, W) to the next state."""

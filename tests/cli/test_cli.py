@@ -114,7 +114,9 @@ def test_purify_folder(run, folder, tmp_path):
     status, out, _ = run("purify in out --steps 2 --contact-sheet sheet.png")
     assert status == 0
     assert "purified 3 image(s)" in out
-    names = sorted(p.relative_to(tmp_path / "out").as_posix() for p in tmp_path.glob("out/**/*.png"))
+    names = sorted(
+        p.relative_to(tmp_path / "out").as_posix() for p in tmp_path.glob("out/**/*.png")
+    )
     assert names == ["deep/0.png", "deep/1.png", "deep/2.png"]
     assert (tmp_path / "sheet.png").exists()
     first = read_image(tmp_path / "out" / "deep" / "0.png", channels=1)

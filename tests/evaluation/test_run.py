@@ -169,7 +169,7 @@ def test_a_truncated_shard_is_named_and_the_rest_is_kept(images, tmp_path):
     whole = evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
     shard = out / "shards" / "00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(ValueError, match="00002.safetensors is damaged.*delete this file"):
+    with pytest.raises(ValueError, match=r"00002\.safetensors is damaged.*delete this file"):
         evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
     shard.unlink()
     again = evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)

@@ -10,17 +10,19 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from depure.data import Images, digits
+from depure.diffusion.schedule import VPDiscrete, table
 from depure.training import (
     Shift,
     accuracy,
     denoising_loss,
-    linear_alpha_bar,
     seeded,
     train_classifier,
     train_denoiser,
 )
 from depure.training.loop import warm_cosine
 from depure.zoo import SmallCNN
+
+ALPHA_BAR = table(VPDiscrete.linear(), torch.zeros(()))
 
 
 class TinyDenoiser(nn.Module):
@@ -88,7 +90,7 @@ def test_denoiser_learns() -> None:
     @torch.no_grad()
     def loss() -> float:
         x0 = 2 * images.x - 1
-        return float(denoising_loss(lambda x, t: unet(x, t).sample, x0, t, eps, linear_alpha_bar()))
+        return float(denoising_loss(lambda x, t: unet(x, t).sample, x0, t, eps, ALPHA_BAR))
 
     before = loss()
     train_denoiser(unet, images, 120, batch_size=64, max_decay=0.9, lr=4e-3)

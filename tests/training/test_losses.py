@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from depure.training import denoising_loss, diffuse, linear_alpha_bar
+from depure.diffusion.schedule import VPDiscrete, table
+from depure.training import denoising_loss, diffuse
 
-ALPHA_BAR = linear_alpha_bar()
+ALPHA_BAR = table(VPDiscrete.linear(), torch.zeros(()))
 
 
 def draw(b: int = 6) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from depure.data import digits
+from depure.diffusion import VPDiscrete
 from depure.training import accuracy
-from depure.zoo import CifarResNet, SmallCNN, load_classifier, load_unet
+from depure.zoo import CifarResNet, SmallCNN, load_classifier, load_denoiser
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -168,9 +169,10 @@ def lay_out(root: Path, layout: str) -> Path:
 @pytest.mark.parametrize("layout", ["pipeline", "unet beside scheduler", "all in one folder"])
 def test_unet_layouts(pipeline: tuple[Path, UNet2DModel], layout: str) -> None:
     root, unet = pipeline
-    loaded, scheduler = load_unet(str(lay_out(root, layout)))
+    denoiser = load_denoiser(str(lay_out(root, layout)))
+    loaded = denoiser.network
     assert same(loaded, unet)
-    assert scheduler["num_train_timesteps"] == 77
+    assert len(denoiser.schedule) == 77
     assert not any(module.training for module in loaded.modules())
     assert not any(p.requires_grad for p in loaded.parameters())
 
@@ -185,31 +187,29 @@ def test_attention_names_of_early_diffusers(pipeline: tuple[Path, UNet2DModel]) 
         tensors[name] = tensor
     assert any(".proj_attn." in name for name in tensors)
     save_file(tensors, root / "unet" / WEIGHTS)
-    assert same(load_unet(str(root))[0], unet)
+    assert same(load_denoiser(str(root)).network, unet)
 
 
 def test_bundled_unet() -> None:
-    unet, scheduler = load_unet("digits")
-    assert unet(torch.rand(2, 1, 8, 8), torch.tensor([0, 999])).sample.shape == (2, 1, 8, 8)
-    assert scheduler["beta_schedule"] == "linear"
-    assert (scheduler["beta_start"], scheduler["beta_end"]) == (1e-4, 0.02)
-    assert scheduler["num_train_timesteps"] == 1000
+    denoiser = load_denoiser("digits")
+    assert denoiser(torch.rand(2, 1, 8, 8), 999).eps.shape == (2, 1, 8, 8)
+    assert denoiser.schedule == VPDiscrete.linear()
 
 
 def test_broken_unet_folders(pipeline: tuple[Path, UNet2DModel], tmp_path: Path) -> None:
     root, _ = pipeline
-    with pytest.raises(FileNotFoundError, match=r"no folder at .*none"):
-        load_unet(str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match=r"no folder .*none"):
+        load_denoiser(str(tmp_path / "none"))
     shutil.move(root / "scheduler", tmp_path / "kept")
-    with pytest.raises(FileNotFoundError, match=r"no scheduler_config\.json for .*: put the one"):
-        load_unet(str(root))
+    with pytest.raises(ValueError, match="no scheduler found beside the network"):
+        load_denoiser(str(root))
     shutil.move(tmp_path / "kept", root / "scheduler")
     (root / "unet" / WEIGHTS).rename(root / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match=r"model\.bin beside it is a pickle"):
-        load_unet(str(root))
+        load_denoiser(str(root))
     save_file({"a": torch.zeros(1)}, root / "unet" / WEIGHTS)
     with pytest.raises(ValueError, match="does not fit UNet2DModel"):
-        load_unet(str(root))
+        load_denoiser(str(root))
 
 
 @pytest.mark.parametrize(
@@ -224,4 +224,4 @@ def test_broken_config(pipeline: tuple[Path, UNet2DModel], text: str, message: s
     root, _ = pipeline
     (root / "unet" / "config.json").write_text(text)
     with pytest.raises(ValueError, match=message):
-        load_unet(str(root))
+        load_denoiser(str(root))

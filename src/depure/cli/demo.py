@@ -84,7 +84,7 @@ def command(out: Path, quick: bool, jobs: int) -> int:
         for row, error in failed:
             click.echo(f"Error: {row.title}: {error}", err=True)
         return 1
-    from depure.report import report
+    from depure.reporting import report
 
     title = "Depure demo" + (" (quick: few images, weak attack)" if quick else "")
     page = report([out / row.name for row in ROWS], out=out / "report.html", title=title)
@@ -141,7 +141,7 @@ def _watch(futures: dict[str, Future[None]], out: Path) -> None:
 
 def _state(folder: Path) -> tuple[int, int]:
     """Shards finished and in all (one more for the checks at the end)."""
-    from depure.evaluate.record import read_json
+    from depure.evaluation.record import read_json
 
     if not (folder / "config.json").exists():
         return 0, 1
@@ -151,13 +151,13 @@ def _state(folder: Path) -> tuple[int, int]:
 
 
 def _card(folder: Path) -> dict[str, Any]:
-    from depure.evaluate.record import read_json
+    from depure.evaluation.record import read_json
 
     return read_json(folder / "card.json")
 
 
 def _show(cards: list[dict[str, Any]], quick: bool) -> None:
-    from depure.evaluate import Estimate
+    from depure.evaluation import Estimate
 
     table = Table(title="accuracy in %, with 95 % confidence intervals")
     for name in ("setting", "no attack", "under attack", "under attack, right in all draws"):

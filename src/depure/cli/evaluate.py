@@ -13,8 +13,8 @@ import torch
 from depure.cli import options as opts
 from depure.cli.build import build_attack, build_model, build_threat
 from depure.cli.show import console, progress_bar, show_result
-from depure.evaluate import Evaluation, Result
-from depure.report import report
+from depure.evaluation import Evaluation, Result
+from depure.reporting import report
 
 
 @click.command("evaluate", short_help="Attack a defence and report what holds.")

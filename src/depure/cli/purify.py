@@ -136,7 +136,7 @@ def _index(name: str) -> int:
 
 
 def _sheet(seen: list[tuple[str, Tensor, Tensor]], path: Path) -> None:
-    from depure.report import contact_sheet
+    from depure.reporting import contact_sheet
 
     first = [row for row in seen if row[1].shape == seen[0][1].shape]
     names, before, after = zip(*first, strict=True)

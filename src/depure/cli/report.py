@@ -26,7 +26,7 @@ def command(runs: tuple[Path, ...], out: Path | None, title: str) -> None:
       depure report runs/latest
       depure report runs/ddpm runs/ddim --out compare.html --title "DDPM or DDIM?"
     """
-    from depure.report import report
+    from depure.reporting import report
 
     page = report(runs, out=out, title=title)
     console().print(f"report: {page}")

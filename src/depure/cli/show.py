@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from depure.evaluate import Certificate, Estimate, Result
-from depure.evaluate.run import Progress as Report
+from depure.evaluation import Certificate, Estimate, Result
+from depure.evaluation.run import Progress as Report
 
 _MARKS = {"pass": "[green]✓ pass[/]", "warn": "[yellow]! warn[/]", "fail": "[red]✗ fail[/]"}
 

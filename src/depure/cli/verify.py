@@ -43,8 +43,8 @@ def command(**options: Any) -> int:
       depure verify-gradient --steps 10
       depure verify-gradient --sampler sde --steps 20 --approximations adjoint,straight
     """
-    from depure.evaluate import verify_gradient
-    from depure.evaluate.shards import base_noise
+    from depure.evaluation import verify_gradient
+    from depure.evaluation.shards import base_noise
 
     model, images = build_model({**options, "images": options["images"] or 4})
     names = [n for n in str(options["approximations"]).split(",") if n and n != "none"]

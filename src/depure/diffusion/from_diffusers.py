@@ -2,60 +2,74 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from depure.diffusion.schedule import VPDiscrete
+from depure.weights import fit_weights, read_config, read_safetensors
 
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
 _PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 
 
-def read_folder(folder: Path) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The UNet2DModel of a pipeline folder (or of a UNet's own folder) and its scheduler's config.
+def read_folder(root: Path) -> tuple[nn.Module, dict[str, Any] | None]:
+    """The UNet2DModel of a folder, and its scheduler's configuration where there is one.
+
+    Args:
+        root: a pipeline (`unet/` and `scheduler/`, or both at the root), or a `unet` folder with
+            `scheduler/` or `scheduler_config.json` inside or beside it.
 
     Raises:
-        FileNotFoundError: if there is no UNet in the folder.
-        ValueError: if its files are damaged.
+        FileNotFoundError: if the folder, or a file it needs, does not exist.
+        ValueError: if a file is damaged, no UNet2DModel, or does not fit its configuration.
     """
-    unet = folder / "unet" if (folder / "unet").is_dir() else folder
-    weights = unet / "diffusion_pytorch_model.safetensors"
-    for file in (unet / "config.json", weights):
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{file} is missing: a denoiser folder holds unet/config.json, "
-                f"unet/{weights.name} and scheduler/scheduler_config.json, as "
-                f"diffusers' save_pretrained(safe_serialization=True) writes them"
-            )
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    return _read_unet(unet), _read_json(scheduler) if scheduler.is_file() else None
-
-
-def _read_unet(folder: Path) -> nn.Module:
     from diffusers import UNet2DModel  # imported here: it takes seconds
-    from safetensors.torch import load_file
 
-    config = _read_json(folder / "config.json")
-    try:
-        network = cast(nn.Module, UNet2DModel.from_config(config))  # type: ignore[no-untyped-call]
-        network.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
-    except Exception as error:
-        reason = str(error).splitlines()[0]
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}: pass one that diffusers saved, with unet/")
+    folder = root / "unet" if (root / "unet").is_dir() else root
+    config = read_config(folder / "config.json")
+    if config.get("_class_name") != "UNet2DModel":
         raise ValueError(
-            f"the denoiser in {folder} cannot be read ({reason}): the files are damaged or do not "
-            f"belong together; copy the folder anew"
-        ) from error
-    return network
-
-
-def _read_json(file: Path) -> dict[str, Any]:
+            f"{folder / 'config.json'} describes {config.get('_class_name')!r}; "
+            "expected a UNet2DModel that works on pixels"
+        )
+    tensors = read_safetensors(folder / _WEIGHTS)
+    build: Callable[[dict[str, Any]], Any] = UNet2DModel.from_config
     try:
-        return dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error}): copy the folder anew") from error
+        network = build(config)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{folder / 'config.json'} describes no UNet that can be built ({reason}): "
+            f"copy the folder anew"
+        ) from error
+    fit_weights(network, _modern_names(tensors), folder / _WEIGHTS)
+    scheduler = _find_scheduler(root, folder)
+    return network, read_config(scheduler) if scheduler else None
+
+
+def _modern_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Checkpoints from before diffusers 0.15 call the parts of an attention block otherwise."""
+    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    renamed = {}
+    for name, tensor in tensors.items():
+        block, _, end = name.rpartition(".")
+        parent, _, part = block.rpartition(".")
+        modern = f"{parent}.{old[part]}.{end}" if "attentions." in parent and part in old else name
+        renamed[modern] = tensor
+    return renamed
+
+
+def _find_scheduler(root: Path, folder: Path) -> Path | None:
+    name = "scheduler_config.json"
+    places = [root / "scheduler" / name, root / name]
+    if folder == root and root.name == "unet":
+        places += [root.parent / "scheduler" / name, root.parent / name]
+    return next((place for place in places if place.is_file()), None)
 
 
 def read_scheduler(scheduler: object) -> tuple[VPDiscrete, Any]:

@@ -4,7 +4,7 @@ from depure.training.classifier import Augment, Shift, accuracy, train_classifie
 from depure.training.diffusion import train_denoiser
 from depure.training.ema import EMA
 from depure.training.loop import Progress, seeded
-from depure.training.losses import denoising_loss, diffuse, linear_alpha_bar
+from depure.training.losses import denoising_loss, diffuse
 
 __all__ = [
     "EMA",
@@ -14,7 +14,6 @@ __all__ = [
     "accuracy",
     "denoising_loss",
     "diffuse",
-    "linear_alpha_bar",
     "seeded",
     "train_classifier",
     "train_denoiser",

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from depure.data.images import Images
+from depure.diffusion.schedule import VPDiscrete, table
 from depure.training.ema import EMA
 from depure.training.loop import Progress, check_positive, device_of, finite, seeded, warm_cosine
-from depure.training.losses import denoising_loss, linear_alpha_bar
+from depure.training.losses import denoising_loss
 
 
 def train_denoiser(
@@ -47,7 +48,8 @@ def train_denoiser(
     """
     check_positive(updates=updates, batch_size=batch_size, lr=lr, images=len(images))
     device = device_of(network)
-    scale = (linear_alpha_bar() if alpha_bar is None else alpha_bar).to(device)
+    linear = table(VPDiscrete.linear(), images.x)
+    scale = (linear if alpha_bar is None else alpha_bar).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.0)
     ema = EMA(network, max_decay)
     network.train()

@@ -54,12 +54,3 @@ def diffuse(x0: Tensor, t: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     """
     a = alpha_bar[t].to(x0.dtype).view(-1, *(1,) * (x0.ndim - 1))
     return a.sqrt() * x0 + (1 - a).sqrt() * eps
-
-
-def linear_alpha_bar(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
-    """The squared signal scale ``(steps,)`` of DDPM's linear betas, float32.
-
-    The product is taken in float64, for at float32 a thousand factors lose three digits.
-    """
-    betas = torch.linspace(first, last, steps, dtype=torch.float64)
-    return (1 - betas).cumprod(0).float()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from depure.diffusion import Denoiser, Schedule
-
-_BUNDLED = Path(__file__).parent / "weights"
+from depure.zoo.classifier import BUNDLED
 
 
 def load_denoiser(spec: str, schedule: Schedule | None = None) -> Denoiser:
@@ -20,7 +19,5 @@ def load_denoiser(spec: str, schedule: Schedule | None = None) -> Denoiser:
         FileNotFoundError: if there is no such folder.
         ValueError: if its files are damaged.
     """
-    folder = _BUNDLED / "digits" / "denoiser" if spec == "digits" else Path(spec)
-    if not folder.is_dir():
-        raise FileNotFoundError(f'no folder {folder}: pass "digits" or a folder diffusers saved')
+    folder = BUNDLED / "digits" / "denoiser" if spec == "digits" else Path(spec)
     return Denoiser.from_diffusers(folder, schedule=schedule)

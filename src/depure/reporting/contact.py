@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from depure.report.pictures import magnification, magnified, to_pil
-from depure.report.words import TIMES
+from depure.reporting.pictures import magnification, magnified, to_pil
+from depure.reporting.words import TIMES
 
 _ROWS = 32  # images shown at most
 _COLUMN = 8  # images per column of the sheet

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from depure.evaluate import statistics
-from depure.evaluate.certificate import Certificate
-from depure.evaluate.checks import Check
-from depure.evaluate.cost import Cost
-from depure.evaluate.record import SCHEMA, versions
-from depure.evaluate.shards import Shard
+from depure.evaluation import statistics
+from depure.evaluation.certificate import Certificate
+from depure.evaluation.checks import Check
+from depure.evaluation.cost import Cost
+from depure.evaluation.record import SCHEMA, versions
+from depure.evaluation.shards import Shard
 
 _CURVE = 32  # longest curve written to a card
 

@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 from depure.attacks.base import Attack
 from depure.attacks.expected import distinct_draws
 from depure.data.images import Images
-from depure.evaluate.card import card_of
-from depure.evaluate.certificate import Agreement, Certificate, verify_gradient
-from depure.evaluate.checks import Check, Trial, cheap_checks, costly_checks
-from depure.evaluate.cost import Cost, peak_memory
-from depure.evaluate.record import describe, differences, read_json, write_json
-from depure.evaluate.shards import Shard, base_noise, compute_shard
-from depure.evaluate.statistics import Estimate
+from depure.evaluation.card import card_of
+from depure.evaluation.certificate import Agreement, Certificate, verify_gradient
+from depure.evaluation.checks import Check, Trial, cheap_checks, costly_checks
+from depure.evaluation.cost import Cost, peak_memory
+from depure.evaluation.record import describe, differences, read_json, write_json
+from depure.evaluation.shards import Shard, base_noise, compute_shard
+from depure.evaluation.statistics import Estimate
 from depure.purify.defended import Defended
 from depure.threat import Threat
 

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from depure.evaluate.card import card_of
-from depure.evaluate.certificate import Agreement, Certificate
-from depure.evaluate.checks import Check
-from depure.evaluate.cost import Cost
-from depure.evaluate.record import write_json
-from depure.evaluate.shards import Shard
+from depure.evaluation.card import card_of
+from depure.evaluation.certificate import Agreement, Certificate
+from depure.evaluation.checks import Check
+from depure.evaluation.cost import Cost
+from depure.evaluation.record import write_json
+from depure.evaluation.shards import Shard
 
 MakeRun = Callable[..., Path]
 

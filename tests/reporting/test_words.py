@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from depure.evaluate.statistics import Estimate
-from depure.report import words
-from depure.report.load import Accuracies, load_run
-from depure.report.settings import Call, budget, defence_in_short, purifier_rows
+from depure.evaluation.statistics import Estimate
+from depure.reporting import words
+from depure.reporting.load import Accuracies, load_run
+from depure.reporting.settings import Call, budget, defence_in_short, purifier_rows
 
 
 def spoken(make_run, clean: float, robust: float, low: float, high: float) -> str:

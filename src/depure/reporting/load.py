@@ -11,11 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from depure.evaluate.certificate import Agreement, Certificate
-from depure.evaluate.checks import Check
-from depure.evaluate.record import SCHEMA, read_json
-from depure.evaluate.shards import Shard
-from depure.evaluate.statistics import Estimate
+from depure.evaluation.certificate import Agreement, Certificate
+from depure.evaluation.checks import Check
+from depure.evaluation.record import SCHEMA, read_json
+from depure.evaluation.shards import Shard
+from depure.evaluation.statistics import Estimate
 
 SHOWN = 8  # images whose pixels are kept
 

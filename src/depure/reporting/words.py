@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 
-from depure.evaluate.checks import Check
-from depure.evaluate.statistics import Estimate
-from depure.report.load import Run
+from depure.evaluation.checks import Check
+from depure.evaluation.statistics import Estimate
+from depure.reporting.load import Run
 
 NBSP = "\u00a0"
 MINUS = "\u2212"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from depure.report.compare import render_compare
-from depure.report.load import Run, load_run
-from depure.report.page import render_page
+from depure.reporting.compare import render_compare
+from depure.reporting.load import Run, load_run
+from depure.reporting.page import render_page
 
 _NAME = "report.html"
 
@@ -62,7 +62,7 @@ def save_figures(run: str | Path) -> list[Path]:
     Raises:
         FileNotFoundError, ValueError: as `report`.
     """
-    from depure.report import figures  # matplotlib: only when a report is built
+    from depure.reporting import figures  # matplotlib: only when a report is built
 
     loaded = load_run(run)
     paths: list[Path] = []

@@ -16,7 +16,7 @@ from torch import Tensor
 from depure.attacks.base import Attack
 from depure.attacks.expected import Expected, distinct_draws
 from depure.data.images import Images
-from depure.evaluate.cost import Cost, counted
+from depure.evaluation.cost import Cost, counted
 from depure.noise import Noise
 from depure.purify.base import check_stages
 from depure.purify.defended import Defended

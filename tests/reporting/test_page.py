@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from depure.report import report, save_figures
+from depure.reporting import report, save_figures
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -236,7 +236,7 @@ def test_figures_for_papers(make_run):
 
 def test_matplotlib_is_imported_late_and_pyplot_never(make_run):
     code = (
-        "import sys, depure.report as r; assert 'matplotlib' not in sys.modules; "
+        "import sys, depure.reporting as r; assert 'matplotlib' not in sys.modules; "
         f"r.report({str(make_run())!r}); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

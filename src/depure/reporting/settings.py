@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from depure.report.words import NBSP, TIMES, count, number, plural
+from depure.reporting.words import NBSP, TIMES, count, number, plural
 
 _LABELS = {  # path in a card's "setting" -> what a reader calls it, a word of explanation
     "data.name": ("Data set", ""),

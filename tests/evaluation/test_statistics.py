@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta, binomtest, norm, t
 
-from depure.evaluate.statistics import (
+from depure.evaluation.statistics import (
     Estimate,
     any_of_n,
     difference,

@@ -10,11 +10,11 @@ from urllib.parse import unquote
 import pytest
 import torch
 
-from depure.evaluate.shards import Shard
-from depure.evaluate.statistics import difference
-from depure.report import report
-from depure.report.compare import render_compare
-from depure.report.load import load_run
+from depure.evaluation.shards import Shard
+from depure.evaluation.statistics import difference
+from depure.reporting import report
+from depure.reporting.compare import render_compare
+from depure.reporting.load import load_run
 
 
 def text_of(page: str) -> str:

@@ -10,9 +10,9 @@ import torch
 
 from depure.attacks.base import Attack
 from depure.data.images import Images
-from depure.evaluate import statistics
-from depure.evaluate.certificate import Certificate
-from depure.evaluate.shards import Shard, base_noise, predict
+from depure.evaluation import statistics
+from depure.evaluation.certificate import Certificate
+from depure.evaluation.shards import Shard, base_noise, predict
 from depure.noise import Noise
 from depure.purify.base import Identity
 from depure.purify.defended import Defended

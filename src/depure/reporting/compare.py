@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from depure.evaluate import statistics
-from depure.evaluate.statistics import Estimate
-from depure.report import words
-from depure.report.load import Run
-from depure.report.page import environment
-from depure.report.pictures import Picture, class_names, name, pairs, uri
-from depure.report.settings import (
+from depure.evaluation import statistics
+from depure.evaluation.statistics import Estimate
+from depure.reporting import words
+from depure.reporting.load import Run
+from depure.reporting.page import environment
+from depure.reporting.pictures import Picture, class_names, name, pairs, uri
+from depure.reporting.settings import (
     attack_in_short,
     budget,
     defence_in_short,
@@ -24,7 +24,7 @@ from depure.report.settings import (
 )
 
 if TYPE_CHECKING:
-    from depure.report import figures
+    from depure.reporting import figures
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _shared(entries: Sequence[Entry]) -> list[str]:
 
 
 def _lines(entries: Sequence[Entry]) -> list[figures.Line]:
-    from depure.report import figures  # matplotlib: only when a report is built
+    from depure.reporting import figures  # matplotlib: only when a report is built
 
     return [
         figures.Line(f"{e.number}  {e.label}", e.run.clean, e.run.robust, e.run.known)
@@ -159,7 +159,7 @@ def _lines(entries: Sequence[Entry]) -> list[figures.Line]:
 
 
 def _forest(entries: Sequence[Entry]) -> Markup:
-    from depure.report import figures
+    from depure.reporting import figures
 
     described = "Clean and attacked accuracy of every run, with intervals"
     return Markup(figures.svg(figures.forest_figure(_lines(entries)), "forest", described))
@@ -167,7 +167,7 @@ def _forest(entries: Sequence[Entry]) -> Markup:
 
 def _tries(entries: Sequence[Entry]) -> Markup:
     """Empty if every run was judged on one draw."""
-    from depure.report import figures
+    from depure.reporting import figures
 
     if all(e.run.draws == 1 for e in entries):
         return Markup()

@@ -21,8 +21,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from depure.evaluate.statistics import Estimate
-from depure.report.load import Accuracies
+from depure.evaluation.statistics import Estimate
+from depure.reporting.load import Accuracies
 
 CLEAN, ATTACKED, JUDGED = "#0072B2", "#D55E00", "#000000"  # Okabe and Ito
 _INK, _FAINT = "#333333", "#D9D9D9"

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from depure.report import contact_sheet
-from depure.report.pictures import magnification
+from depure.reporting import contact_sheet
+from depure.reporting.pictures import magnification
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (3, 3, 32, 32), (9, 3, 200, 120), (40, 1, 8, 8)])

@@ -10,12 +10,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from depure.evaluate.certificate import Agreement
-from depure.evaluate.statistics import Estimate
-from depure.report import words
-from depure.report.load import Run
-from depure.report.pictures import strip
-from depure.report.settings import Row, budget_in_full, setting_rows
+from depure.evaluation.certificate import Agreement
+from depure.evaluation.statistics import Estimate
+from depure.reporting import words
+from depure.reporting.load import Run
+from depure.reporting.pictures import strip
+from depure.reporting.settings import Row, budget_in_full, setting_rows
 
 _HERE = Path(__file__).parent
 
@@ -176,7 +176,7 @@ def one_draw(run: Run) -> str:
 
 def accuracy_svg(run: Run) -> Markup:
     """Curves over draws; empty for one draw."""
-    from depure.report import figures  # matplotlib: only when a report is built
+    from depure.reporting import figures  # matplotlib: only when a report is built
 
     if run.draws < 2:
         return Markup()
@@ -186,7 +186,7 @@ def accuracy_svg(run: Run) -> Markup:
 
 def trace_svg(run: Run) -> Markup:
     """Loss and accuracy over the attack's iterations; empty if it recorded none."""
-    from depure.report import figures
+    from depure.reporting import figures
 
     loss, accuracy = run.trace["loss"], run.trace["accuracy"]
     if not loss:

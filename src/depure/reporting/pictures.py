@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from depure.report.load import Run
-from depure.report.words import MARKS, NBSP, TIMES
+from depure.reporting.load import Run
+from depure.reporting.words import MARKS, NBSP, TIMES
 
 _LARGEST = 160  # pixels; larger images are shown reduced
 

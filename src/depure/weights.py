@@ -1,0 +1,76 @@
+"""Weights and configuration from disk: safetensors and JSON only, nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file.
+
+    Raises:
+        FileNotFoundError: there is no such file; a pickle beside it is pointed out.
+        ValueError: it is damaged, or no safetensors file.
+    """
+    if not path.is_file():
+        pickles = [p.name for s in (".bin", ".pt", ".pth") if (p := path.with_suffix(s)).is_file()]
+        found = f"; {pickles[0]} beside it is a pickle, which is never opened" if pickles else ""
+        raise FileNotFoundError(
+            f"no weights at {path}{found}: pass a .safetensors file (diffusers and safetensors "
+            "can convert)"
+        )
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is damaged or no safetensors file ({error}): download or convert it again"
+        ) from error
+
+
+def fit_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load the tensors strictly.
+
+    Raises:
+        ValueError: what does not fit, in one sentence.
+    """
+    expected = network.state_dict()
+    # A counter that only training reads; many published files leave it out.
+    optional = {name for name in expected if name.endswith("num_batches_tracked")}
+    problems = [f"{name} is missing" for name in expected.keys() - optional - tensors.keys()]
+    problems += [f"{name} is not part of it" for name in tensors.keys() - expected.keys()]
+    problems += [
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in expected.keys() & tensors.keys()
+        if tensors[name].shape != expected[name].shape
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:3]) + ("; ..." if len(problems) > 3 else "")
+        raise ValueError(
+            f"{path} does not fit {type(network).__name__} in {len(problems)} places ({shown}): "
+            "use the architecture or configuration it was trained with"
+        )
+    network.load_state_dict(tensors, strict=True)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON object of one file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no JSON object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: pass a folder in the layout of diffusers")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): download it again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds a JSON {type(config).__name__}; expected an object")
+    return config
