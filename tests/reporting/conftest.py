@@ -136,7 +136,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         described = description(images, shape, draws, **setting)
         card = card_of(
             described, shard, certificate(exact=exact), checks, cost,
-            title=title, command=command, memory=433 * 2**20,
+            title=title, command=command, memory=433 * 2**20, device=torch.device("cpu"),
         )  # fmt: skip
         write_json(folder / "card.json", card)
         return folder

@@ -39,9 +39,9 @@ def progress_bar(what: str, total: int, quiet: bool = False) -> Iterator[Report]
 
 
 def percent(estimate: Estimate) -> str:
-    """53.1 (46.0 to 60.1), in per cent."""
+    """53.1 (46-60), in per cent."""
     value, low, high = (100 * v for v in (estimate.value, estimate.low, estimate.high))
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+    return f"{value:.1f} ({low:.0f}-{high:.0f})"
 
 
 def show_result(result: Result, page: Path) -> None:

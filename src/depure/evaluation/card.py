@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from depure.evaluation import statistics
 from depure.evaluation.certificate import Certificate
@@ -64,6 +65,7 @@ def card_of(
     title: str,
     command: str,
     memory: int,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Everything needed to read a result and to repeat it; volatile facts stand under "run"."""
     return {
@@ -83,6 +85,6 @@ def card_of(
         "run": {
             "seconds": round(cost.seconds, 2),
             "peak_memory_mib": round(memory / 2**20),
-            "versions": versions(),
+            "versions": versions(device),
         },
     }

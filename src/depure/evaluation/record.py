@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ def settings_of(thing: Attack | Ball) -> dict[str, Any]:
     fields = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing)}  # type: ignore[arg-type]
     kept = {k: v for k, v in fields.items() if k not in _SPEED_ONLY}
     return {"name": type(thing).__name__, **kept}
+
+
+def _resolved(attack: dict[str, Any], ball: Ball) -> dict[str, Any]:
+    """The step size that is used, where the attack leaves it to the ball."""
+    if "step_size" in attack and attack["step_size"] is None:
+        return {**attack, "step_size": ball.default_step}
+    return attack
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
@@ -62,7 +70,7 @@ def describe(
             "dtype": str(images.x.dtype).removeprefix("torch."),
         },
         "threat": {"ball": settings_of(threat.ball), "knows": list(threat.knows)},
-        "attack": settings_of(attack),
+        "attack": _resolved(settings_of(attack), threat.ball),
         "draws": draws,
         "seed": seed,
     }
@@ -73,9 +81,12 @@ def _kind(classifier: nn.Module) -> str:
     return f"{type(classifier).__name__}({weights:,} weights)"
 
 
-def versions() -> dict[str, str]:
+def versions(device: torch.device) -> dict[str, str]:
     """What computed a result, for the record; not part of its description."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return {
+        "device": gpu,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "depure": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

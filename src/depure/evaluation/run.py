@@ -215,6 +215,7 @@ class Evaluation:
             self.description(), shard, certificate, checks, cost,
             title=self.title or _title(self.model, self.threat), command=self.command,
             memory=peak_memory(self._device()),
+            device=self._device(),
         )  # fmt: skip
         write_json(self.folder / "card.json", card)
         return Result(card, shard, self.folder)
