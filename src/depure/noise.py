@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +18,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
-Step = int | tuple[int, int]
+Label = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,16 @@ class Noise:
                 f"got shape {tuple(rows.shape)} and dtype {rows.dtype}"
             )
         rows = rows.to(torch.int64)
-        signed = (int(seed) + 2**63) % 2**64 - 2**63
-        return Noise(_derive(torch.full_like(rows, signed), "of", rows))
+        signed = (_integer("seed", seed) + 2**63) % 2**64 - 2**63
+        return Noise(_derive(torch.full_like(rows, signed), "\0of", rows))
 
     def __len__(self) -> int:
         return self.keys.shape[0]
 
     def __getitem__(self, rows: slice | Tensor | Sequence[int]) -> Noise:
         """The noise of some rows: `noise[2:4]` gives rows 2 and 3 the numbers they have here."""
+        if isinstance(rows, int):
+            raise ValueError(f"rows must be a slice or a list; got {rows}: use [{rows}:{rows + 1}]")
         select = rows if isinstance(rows, slice | Tensor) else list(rows)
         held = {stage: h.rows(h.keys[select]) for stage, h in self._held.items()}
         return Noise(self.keys[select], held)
@@ -98,9 +101,10 @@ class Noise:
 
         Held stages keep theirs.
         """
-        keys = _derive(self.keys, name, torch.zeros_like(self.keys))
-        for number in numbers:
-            keys = _derive(keys, name, torch.full_like(keys, number))
+        # The count comes first, so that no sequence of folds is the beginning of another.
+        keys = self.keys
+        for number in (len(numbers), *numbers):
+            keys = _derive(keys, name, torch.full_like(keys, _integer("numbers", number)))
         return Noise(keys, self._held)
 
     def draws(self, n: int) -> Noise:
@@ -113,7 +117,7 @@ class Noise:
         keys = self.keys.repeat_interleave(n)
         draw = torch.arange(n, device=keys.device).repeat(len(self))
         held = {s: h.rows(h.keys.repeat_interleave(n)) for s, h in self._held.items()}
-        return Noise(_derive(keys, "draws", draw), held)
+        return Noise(_derive(keys, "\0draws", draw), held)
 
     def lock(self, *stages: str) -> Noise:
         """Fix these stages: they ignore every later `fold` and `draws` (the DW-box setting)."""
@@ -150,7 +154,7 @@ class Noise:
             held.setdefault(stage, new)
         return Noise(self.keys, held)
 
-    def normal(self, stage: str, step: Step, like: Tensor) -> Tensor:
+    def normal(self, stage: str, step: Label, like: Tensor) -> Tensor:
         """Standard normal numbers of the shape, dtype and device of `like`, shape (rows, ...).
 
         Args:
@@ -171,27 +175,43 @@ class Noise:
         fresh = _normal(self.keys, stage, step, like)
         return math.sqrt(1.0 - held.mix**2) * z + held.mix * fresh
 
-    def uniform(self, stage: str, step: Step, like: Tensor) -> Tensor:
-        """Uniform numbers in (0, 1); arguments and errors as for `normal`. Mixing is left out."""
+    def uniform(self, stage: str, step: Label, like: Tensor) -> Tensor:
+        """Uniform numbers in (0, 1), independent of `normal`'s; arguments and errors as there.
+
+        Raises:
+            ValueError: also for a stage mixed at a level inside (0, 1): a mix is not uniform.
+        """
         self._check_rows(like)
         held = self._held.get(stage)
-        keys = self.keys if held is None else self._held_keys(stage, held)
-        words = _words(keys, stage, step, like)
-        return _fit(_to_unit(words), like)
+        if held is not None and 0.0 < held.mix < 1.0:
+            raise ValueError(f"uniform numbers cannot be mixed; stage {stage!r} is at {held.mix}")
+        fresh = held is None or held.mix == 1.0
+        keys = self.keys if fresh or held is None else self._held_keys(stage, held)
+        values = _fit(_to_unit(_words(keys, "\0uniform " + stage, step, like)), like)
+        return values.clamp_max(1.0 - torch.finfo(like.dtype).eps / 2)  # rounding may reach 1
 
     def _held_keys(self, stage: str, held: _Held) -> Tensor:
         choice = torch.zeros_like(held.keys)
         if held.pool > 1:
-            choice = (_derive(self.keys, "choice " + stage, choice) & _MASK) % held.pool
-        return _derive(held.keys, "pool", choice)
+            choice = (_derive(self.keys, "\0choice " + stage, choice) & _MASK) % held.pool
+        return _derive(held.keys, "\0pool", choice)
 
     def _check_rows(self, like: Tensor) -> None:
+        if not like.is_floating_point():
+            raise ValueError(f"noise is for floating-point images; got {like.dtype}")
         if like.ndim == 0 or like.shape[0] != len(self):
             raise ValueError(
                 f"the noise has {len(self)} rows but the images have shape {tuple(like.shape)}: "
                 f"pass one row of noise per image (noise.draws(n) goes with "
                 f"x.repeat_interleave(n, 0))"
             )
+
+
+def _integer(name: str, value: int) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be integers; got {value!r}") from None
 
 
 def _word(name: str) -> int:
@@ -209,12 +229,13 @@ def _derive(keys: Tensor, name: str, number: Tensor) -> Tensor:
     return (words[0, :, 0] << 32) | words[1, :, 0]
 
 
-def _words(keys: Tensor, stage: str, step: Step, like: Tensor) -> Tensor:
+def _words(keys: Tensor, stage: str, step: Label, like: Tensor) -> Tensor:
     """Random 32-bit words (4, B, blocks), enough for every element of a row of `like`."""
     turn, label = step if isinstance(step, tuple) else (0, step)
     # A device without float64 (Apple's MPS) gets its numbers from the CPU.
     keys = keys.to("cpu" if like.device.type == "mps" else like.device)
-    blocks = torch.arange(-(-like[0].numel() // 4), device=keys.device).expand(len(keys), -1)
+    elements = math.prod(like.shape[1:])
+    blocks = torch.arange(-(-elements // 4), device=keys.device).expand(len(keys), -1)
     constant = [torch.full_like(blocks, w) for w in (label & _MASK, turn & _MASK)]
     tag = torch.full_like(blocks, _word(stage) | 0x80000000)
     return _philox(keys, [blocks, constant[0], constant[1], tag])
@@ -241,7 +262,7 @@ def _to_unit(words: Tensor) -> Tensor:
     return words.to(torch.float64).add_(0.5).mul_(2.0**-32)
 
 
-def _normal(keys: Tensor, stage: str, step: Step, like: Tensor) -> Tensor:
+def _normal(keys: Tensor, stage: str, step: Label, like: Tensor) -> Tensor:
     words = _words(keys, stage, step, like)
     radius = _to_unit(words[:2]).log_().mul_(-2.0).sqrt_()
     angle = _to_unit(words[2:]).mul_(2.0 * math.pi)
@@ -250,5 +271,5 @@ def _normal(keys: Tensor, stage: str, step: Step, like: Tensor) -> Tensor:
 
 def _fit(values: Tensor, like: Tensor) -> Tensor:
     """(4, B, blocks) float64 to the shape, dtype and device of `like`."""
-    rows = values.to(like.dtype).movedim(0, 2).reshape(like.shape[0], -1)
-    return rows[:, : like[0].numel()].reshape(like.shape).to(like.device)
+    rows = values.to(like.dtype).movedim(0, 2).flatten(1)
+    return rows[:, : math.prod(like.shape[1:])].reshape(like.shape).to(like.device)

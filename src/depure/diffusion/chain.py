@@ -19,7 +19,8 @@ class Chain:
     """`rounds` times: noise the state (stage "forward"), then denoise it (stage "reverse").
 
     Every link is one reverse step, a pure function of the state (B, C, H, W) in [-1, 1] space;
-    the first of each round noises the state before it steps. Reverse noise is keyed by the
+    the first of each round noises the state before it steps, and the very last clamps it to
+    [-1, 1] if asked. Reverse noise is keyed by the
     round and the time it leaves, so coarser chains share the numbers of the times they share.
     """
 
@@ -28,6 +29,7 @@ class Chain:
     grid: Grid
     noise: Noise
     rounds: int = 1
+    clamp: bool = False
 
     def links(self) -> tuple[Step, ...]:
         """One function state -> state for every reverse step of every round."""
@@ -55,4 +57,6 @@ class Chain:
             x = self.noised(path, turn, x)
         t, s = path.times[i], path.times[i + 1]
         z = self.reverse_noise(path, turn, i, x)
-        return self.sampler.step(self.denoiser, x, t, s, z)
+        x = self.sampler.step(self.denoiser, x, t, s, z)
+        end = turn + 1 == self.rounds and i + 2 == len(path.times)
+        return x.clamp(-1.0, 1.0) if self.clamp and end else x

@@ -88,9 +88,16 @@ class Denoiser(nn.Module):
     def _predict(self, x: Tensor, t: Time) -> Tensor:
         label = self.schedule.label(t)
         dtype = torch.int64 if isinstance(label, int) else x.dtype
-        out: Any = self.network(x, torch.full((x.shape[0],), label, dtype=dtype, device=x.device))
+        out: object = self.network(
+            x, torch.full((x.shape[0],), label, dtype=dtype, device=x.device)
+        )
         out = getattr(out, "sample", out)
-        out = out[0] if isinstance(out, tuple) else out
+        out = out[0] if isinstance(out, tuple) and out else out
+        if not isinstance(out, Tensor):
+            raise ValueError(
+                f"the denoising network returned {type(out).__name__}: it must return a tensor, "
+                f"a tuple that begins with one, or an object with .sample"
+            )
         channels = x.shape[1]
         if out.shape == (x.shape[0], 2 * channels, *x.shape[2:]):
             out = out[:, :channels]
@@ -99,7 +106,7 @@ class Denoiser(nn.Module):
                 f"the denoising network returned shape {tuple(out.shape)} for images of shape "
                 f"{tuple(x.shape)}: it must keep the shape (or double the channels)"
             )
-        return cast(Tensor, out)
+        return out
 
     def signature(self) -> str:
         """One line that says what this denoiser is, for records."""
@@ -113,6 +120,7 @@ class Denoiser(nn.Module):
         scheduler: object | None = None,
         *,
         schedule: Schedule | None = None,
+        prediction: Prediction | None = None,
     ) -> Denoiser:
         """From a `UNet2DModel` with its scheduler, or a folder that diffusers saved (safetensors).
 
@@ -122,6 +130,8 @@ class Denoiser(nn.Module):
             scheduler: a diffusers scheduler (or its config, a dict): betas and prediction type.
             schedule: use this schedule instead of the scheduler's, e.g. `VPSDE()` to purify with
                 a network trained on the discrete indices along the continuous SDE (DiffPure).
+            prediction: what the network predicts, where no scheduler says so ("epsilon") or
+                where it is wrong.
 
         Raises:
             FileNotFoundError: if the folder or its files are missing.
@@ -139,6 +149,6 @@ class Denoiser(nn.Module):
                 "no scheduler found beside the network: pass scheduler= (diffusers) or schedule="
             )
         if config is None:
-            return Denoiser(network, cast(Schedule, schedule))
-        trained, prediction = read_scheduler(config)
-        return Denoiser(network, schedule or trained, prediction)
+            return Denoiser(network, cast(Schedule, schedule), prediction or "epsilon")
+        trained, found_prediction = read_scheduler(config)
+        return Denoiser(network, schedule or trained, prediction or found_prediction)

@@ -79,7 +79,14 @@ def read_scheduler(scheduler: object) -> tuple[VPDiscrete, Any]:
         ValueError: for a beta schedule or prediction type that this library does not know.
     """
     config: Any = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", {})
-    kind = config.get("beta_schedule", "linear")
+    kind = config.get("beta_schedule")
+    if kind is None and config.get("trained_betas") is None:
+        raise ValueError(
+            f"the scheduler {scheduler!r:.80} names no betas: pass a DDPM- or DDIM-like scheduler, "
+            f"its configuration, or schedule="
+        )
+    if config.get("rescale_betas_zero_snr"):
+        raise ValueError("rescale_betas_zero_snr is not known here: pass schedule= instead")
     steps = int(config.get("num_train_timesteps", 1000))
     first, last = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
     prediction = config.get("prediction_type", "epsilon")

@@ -40,7 +40,7 @@ class Grid:
       VP-SDE: noise at t = 0.1 + 1/1000, integrate to 0 in steps + 1 calls.
     * "adbm": noise at index 100 but visit from 99 as "diffpure" does; discrete schedules only.
 
-    Without `steps`, every index is visited (VP-SDE: steps of 1/1000).
+    Without `steps`, every index is visited (VP-SDE: as many equal steps as there are thousandths).
     """
 
     t_star: float = 0.1
@@ -74,6 +74,11 @@ class Grid:
 
     def _discrete(self, schedule: VPDiscrete) -> Path:
         top = round(self.t_star * len(schedule))
+        if top < 1:
+            raise ValueError(
+                f"t_star must reach at least one index of {len(schedule)}; got {self.t_star}: "
+                f"raise it to {1 / len(schedule):g} or more"
+            )
         n = top if self.steps is None else self.steps
         if not 1 <= n <= top:
             raise ValueError(
@@ -104,6 +109,8 @@ class Grid:
             top, end, n = min(top + milli, Fraction(1)), Fraction(0), n + 1
         else:
             end = milli / 100
+            if top <= end:
+                raise ValueError(f"t_star must lie above {float(end):g}; got {self.t_star}")
         times = tuple(float(top + (end - top) * Fraction(i, n)) for i in range(n + 1))
         if self.convention == "addt":
             return Path(schedule.alpha(times[0]), schedule.sigma(times[0]), times)
@@ -113,5 +120,5 @@ class Grid:
 
 
 def label_of(t: Time) -> int:
-    """Integer that keys the noise of a step: the index itself, or a real time in millionths."""
-    return t if isinstance(t, int) else round(t * 1_000_000)
+    """Integer that keys the noise of a step: the index itself, or a real time in billionths."""
+    return t if isinstance(t, int) else round(t * 1_000_000_000)

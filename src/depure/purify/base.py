@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,21 @@ _TOLERANCE = 1e-3  # finite differences and float rounding may leave [0, 1] by a
 class Purifier(nn.Module, ABC):
     """A map from images to images: `(x, noise) -> x`, both (B, C, H, W) in [0, 1].
 
-    A subclass names the `stages` at which it draws noise and writes `purify`.
+    A subclass names the `stages` at which it draws noise and writes `purify`. It begins in eval
+    mode, and no part of it may be in train mode when it is used.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.training = False
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of every part; one that refuses (a denoiser) leaves all in eval mode."""
+        try:
+            return super().train(mode)
+        except ValueError:
+            super().train(False)
+            raise
 
     @property
     @abstractmethod
@@ -40,6 +54,7 @@ class Purifier(nn.Module, ABC):
                 of rows, or a locked stage that this purifier does not have.
         """
         check_images(x)
+        check_eval(self, "purifier")
         check_stages(noise.held, self.stages, "noise")
         if len(noise) != x.shape[0]:
             raise ValueError(

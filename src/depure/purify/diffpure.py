@@ -6,13 +6,13 @@ from typing import Self
 
 from torch import Tensor
 
-from depure.diffusion.backprop import Backprop, Checkpoint
+from depure.diffusion.backprop import Backprop, Checkpoint, Surrogate
 from depure.diffusion.chain import Chain
 from depure.diffusion.denoiser import Denoiser
 from depure.diffusion.grid import Convention, Grid
 from depure.diffusion.samplers import DDPM, Sampler
 from depure.noise import Noise
-from depure.purify.base import Purifier, check_eval
+from depure.purify.base import Purifier
 
 
 class DiffPure(Purifier):
@@ -57,8 +57,17 @@ class DiffPure(Purifier):
         self.rounds = rounds
         self.backprop = backprop if backprop is not None else Checkpoint()
         self.clamp = clamp
+        for name, part, kind in (
+            ("denoiser", denoiser, Denoiser),
+            ("sampler", self.sampler, Sampler),
+            ("backprop", self.backprop, Backprop),
+        ):
+            if not isinstance(part, kind):
+                raise ValueError(f"{name} must be a {kind.__name__} object; got {part!r:.80}")
         self.sampler.check(denoiser.schedule)
         self.grid.path(denoiser.schedule)  # fails here, not in the first batch
+        if isinstance(self.backprop, Surrogate):
+            Grid(t_star, self.backprop.steps, convention).path(denoiser.schedule)
         self.eval()
 
     @property
@@ -73,10 +82,8 @@ class DiffPure(Purifier):
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         """One purified image per image (B, C, H, W); beyond [0, 1] by a little unless clamped."""
-        check_eval(self.denoiser, "denoiser")
-        chain = Chain(self.denoiser, self.sampler, self.grid, noise, self.rounds)
-        out = (self.backprop.run(chain, 2.0 * x - 1.0) + 1.0) / 2.0
-        return out.clamp(0.0, 1.0) if self.clamp else out
+        chain = Chain(self.denoiser, self.sampler, self.grid, noise, self.rounds, self.clamp)
+        return (self.backprop.run(chain, 2.0 * x - 1.0) + 1.0) / 2.0
 
     def with_backprop(self, backprop: Backprop) -> Self:
         """The same defence, differentiated in another way (the network is shared)."""

@@ -72,7 +72,7 @@ class Adjoint(Backprop):
                 dt=1.0,
                 adjoint_params=(),
             )[-1].view_as(start)
-        return x
+        return x.clamp(-1.0, 1.0) if chain.clamp else x
 
 
 def _torchsde() -> Any:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from depure.diffusion.chain import Chain
@@ -17,6 +18,20 @@ def run_links(links: Sequence[Step], x: Tensor) -> Tensor:
     for link in links:
         x = link(x)
     return x
+
+
+def require_graph(end: Tensor, x: Tensor) -> Tensor:
+    """The end of a chain, known to lead back to x where a gradient is wanted.
+
+    Raises:
+        RuntimeError: if a step cut the graph.
+    """
+    if torch.is_grad_enabled() and x.requires_grad and not end.requires_grad:
+        raise RuntimeError(
+            "a step of the chain cut the graph (it ran under no_grad or detached its input): "
+            "this defence has no gradient; attack it with Straight() (BPDA) instead"
+        )
+    return end
 
 
 class Backprop(ABC):
@@ -43,4 +58,4 @@ class Full(Backprop):
 
     def run(self, chain: Chain, x: Tensor) -> Tensor:
         """Every link under autograd."""
-        return run_links(chain.links(), x)
+        return require_graph(run_links(chain.links(), x), x)

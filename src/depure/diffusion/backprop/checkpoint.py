@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from depure.diffusion.backprop.base import Backprop, run_links
+from depure.diffusion.backprop.base import Backprop, require_graph, run_links
 from depure.diffusion.chain import Chain
 from depure.types import Step
 
@@ -56,10 +56,12 @@ class Checkpoint(Backprop):
     def run(self, chain: Chain, x: Tensor) -> Tensor:
         """Replay the first T - K links, keep the graphs of the last K."""
         links = chain.links()
-        if not torch.is_grad_enabled():
+        weights = any(p.requires_grad for p in chain.denoiser.parameters())
+        if not (torch.is_grad_enabled() and (x.requires_grad or weights)):
             return run_links(links, x)
         split = len(links) - self.kept(chain, x)
-        return run_links(links[split:], replay(links[:split], x, self.segment))
+        end = run_links(links[split:], replay(links[:split], x, self.segment))
+        return require_graph(end, x)
 
     def kept(self, chain: Chain, x: Tensor) -> int:
         """K: how many steps' graphs the budget holds for a batch like x."""
@@ -85,13 +87,9 @@ def step_bytes(chain: Chain, x: Tensor) -> int:
 
     Probed once per network, sampler and batch shape.
     """
-    key = (
-        x.shape,
-        x.dtype,
-        x.device,
-        type(chain.sampler),
-        torch.is_autocast_enabled(x.device.type),
-    )
+    trained = any(p.requires_grad for p in chain.denoiser.parameters())
+    autocast = torch.is_autocast_enabled(x.device.type)
+    key = (x.shape, x.dtype, x.device, repr(chain.sampler), autocast, trained)
     known = _step_bytes.setdefault(chain.denoiser.network, {})
     if key not in known:
         known[key] = _probe(chain, x)
@@ -192,11 +190,6 @@ def _pull_back(links: Sequence[Step], state: Tensor, grad: Tensor) -> Tensor:
     for link in reversed(links):
         leaf = states.pop().detach().requires_grad_()
         with torch.enable_grad():
-            end = link(leaf)
-        if not end.requires_grad:
-            raise RuntimeError(
-                "a step of the chain cut the graph (it ran under no_grad or detached its input): "
-                "this defence has no gradient; attack it with Straight() (BPDA) instead"
-            )
+            end = require_graph(link(leaf), leaf)
         (grad,) = torch.autograd.grad(end, leaf, grad)
     return grad
