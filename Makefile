@@ -13,9 +13,9 @@ setup: .venv/.done
 .venv/.done: pyproject.toml requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: pass PYTHON=python3 (3.11 or newer)"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q $(TORCH)
-	$(BIN)/pip install -q -r requirements.lock
-	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	$(BIN)/pip install -qq $(TORCH)
+	$(BIN)/pip install -qq -r requirements.lock
+	$(BIN)/pip install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: setup

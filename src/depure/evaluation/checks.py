@@ -93,13 +93,14 @@ def costly_checks(trial: Trial, shard: Shard, images: int) -> list[Check]:
 
 def _compare(name: str, what: str, gain: statistics.Estimate, n: int) -> Check:
     points = f"{100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
-    stronger = gain.value > _MARGIN or gain.low > 0
     text = f"{what}: wins {points} over the attack reported, on {n} images"
     cure = ": the attack is not converged; raise its budget before quoting the number"
     if name == "transfer":
         cure = ": the white-box attack is too weak, its gradient may be masked"
-    if stronger:
+    if gain.low > 0:
         return Check(name, "warn", text + cure)
+    if gain.value > _MARGIN:
+        return Check(name, "warn", text + "; it may be stronger: compare on more images")
     doubt = "; too few images to rule out more" if gain.high > 2 * _MARGIN else ""
     return Check(name, "pass", text + doubt)
 
