@@ -9,12 +9,13 @@ from depure.purify import Purifier
 
 
 class Jitter(Purifier):
-    """Adds noise and blurs: no diffusion at all."""
+    """Adds noise and pushes pixels towards black or white: no diffusion at all."""
 
     stages = ("jitter",)
 
     def purify(self, x: torch.Tensor, noise: Noise) -> torch.Tensor:
-        return nn.functional.avg_pool2d(x + 0.1 * noise.normal("jitter", 0, x), 3, 1, 1)
+        z = noise.normal("jitter", 0, x)
+        return torch.sigmoid(8 * (x + 0.2 * z - 0.5))
 
 
 torch.set_num_threads(1)

@@ -38,7 +38,7 @@ class Row:
 
 
 FULL = "--images 128 --attack-steps 20 --eot 5 --draws 20 --shard-size 32"
-QUICK = "--images 16 --attack-steps 6 --eot 3 --draws 10 --shard-size 16"
+QUICK = "--images 16 --attack-steps 5 --eot 2 --draws 8 --shard-size 16"
 
 ROWS = (
     Row("undefended", "undefended", "--denoiser none"),
