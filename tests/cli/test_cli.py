@@ -5,38 +5,12 @@ import json
 import pytest
 import torch
 
-from depure.cli.main import main
 from depure.data import digits, read_image, write_image
 
 SMALL = "--images 6 --eps 0.15 --steps 2 --attack-steps 2 --eot 2 --draws 3 --shard-size 4"
 
 
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run one command line in an empty folder: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(line):
-        monkeypatch.setattr("sys.argv", ["depure", *line.split()])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out = capsys.readouterr()
-        return stop.value.code or 0, out.out, out.err
-
-    return call
-
-
-def fails(run, line, *words):
-    """One sentence on stderr with these words, no traceback, a non-zero status."""
-    status, _, err = run(line)
-    assert status != 0
-    assert "Traceback" not in err
-    for word in words:
-        assert word in err, err
-    return err
-
-
-def test_evaluate_report_and_compare(run, tmp_path):
+def test_evaluate_report_and_compare(run, fails, tmp_path):
     status, out, _ = run(f"evaluate {SMALL} --check-images 2 --out a")
     assert status == 0
     assert "PASSED" in out
@@ -56,7 +30,7 @@ def test_evaluate_report_and_compare(run, tmp_path):
     assert "Two" in (tmp_path / "both.html").read_text()
 
 
-def test_config_file_recipe_and_precedence(run, tmp_path):
+def test_config_file_recipe_and_precedence(run, fails, tmp_path):
     (tmp_path / "c.yaml").write_text("eps: 8/255\nattack-steps: 1\neot: 1\ndraws: 2\nsteps: 1\n")
     status, _, _ = run("evaluate --config c.yaml --images 2 --draws 3 --check-images 0 --out a")
     assert status == 0
@@ -65,21 +39,21 @@ def test_config_file_recipe_and_precedence(run, tmp_path):
     assert card["results"]["draws"] == 3
     assert card["setting"]["attack"]["steps"] == 1
     (tmp_path / "d.yaml").write_text("epz: 0.1\n")
-    fails(run, "evaluate --config d.yaml", "sets epz", "does not know")
+    fails("evaluate --config d.yaml", "sets epz", "does not know")
     (tmp_path / "e.yaml").write_text("a: [1\n")
-    fails(run, "evaluate --config e.yaml", "not valid YAML")
+    fails("evaluate --config e.yaml", "not valid YAML")
     (tmp_path / "f.yaml").write_text("- 1\n")
-    fails(run, "evaluate --config f.yaml", "option: value")
-    fails(run, "evaluate --config nothing", "no file and no recipe", "diffpure-cifar10-linf")
+    fails("evaluate --config f.yaml", "option: value")
+    fails("evaluate --config nothing", "no file and no recipe", "diffpure-cifar10-linf")
 
 
-def test_yaml_is_data(run, tmp_path):
+def test_yaml_is_data(run, fails, tmp_path):
     (tmp_path / "bad.yaml").write_text("data: !!python/object/apply:os.system ['touch owned']\n")
-    fails(run, "evaluate --config bad.yaml", "not valid YAML")
+    fails("evaluate --config bad.yaml", "not valid YAML")
     assert not (tmp_path / "owned").exists()
 
 
-def test_parts_and_join(run, tmp_path):
+def test_parts_and_join(run, fails, tmp_path):
     assert run(f"evaluate {SMALL} --check-images 0 --out whole")[0] == 0
     status, out, _ = run(f"evaluate {SMALL} --check-images 0 --out a --part 1/2")
     assert status == 0
@@ -88,7 +62,7 @@ def test_parts_and_join(run, tmp_path):
     assert run(f"evaluate {SMALL} --check-images 0 --out a --join b")[0] == 0
     cards = [json.loads((tmp_path / f / "card.json").read_text()) for f in ("whole", "a")]
     assert cards[0]["results"] == cards[1]["results"]
-    fails(run, f"evaluate {SMALL} --out c --part 3/2", "--part must be I/N")
+    fails(f"evaluate {SMALL} --out c --part 3/2", "--part must be I/N")
 
 
 def test_verify_gradient(run):
@@ -110,7 +84,7 @@ def folder(tmp_path):
     return tmp_path / "in"
 
 
-def test_purify_folder(run, folder, tmp_path):
+def test_purify_folder(run, fails, folder, tmp_path):
     status, out, _ = run("purify in out --steps 2 --contact-sheet sheet.png")
     assert status == 0
     assert "purified 3 image(s)" in out
@@ -130,18 +104,18 @@ def test_purify_folder(run, folder, tmp_path):
     torch.testing.assert_close(first, second, atol=1.5 / 255, rtol=0)
 
 
-def test_purify_skips_the_unreadable_and_says_so(run, folder, tmp_path):
+def test_purify_skips_the_unreadable_and_says_so(run, fails, folder, tmp_path):
     (folder / "bad.png").write_bytes(b"no image")
-    err = fails(run, "purify in out --steps 2", "bad.png")
+    err = fails("purify in out --steps 2", "bad.png")
     assert err.count("Error") == 1
     assert len(list(tmp_path.glob("out/**/*.png"))) == 3
 
 
-def test_purify_one_file(run, folder, tmp_path):
+def test_purify_one_file(run, fails, folder, tmp_path):
     assert run("purify in/deep/0.png one.png --steps 2")[0] == 0
     assert (tmp_path / "one.png").exists()
-    fails(run, "purify missing.png x.png", "missing.png does not exist")
-    fails(run, "purify in x --denoiser none", "purifies nothing")
+    fails("purify missing.png x.png", "missing.png does not exist")
+    fails("purify in x --denoiser none", "purifies nothing")
 
 
 @pytest.mark.parametrize(
@@ -169,29 +143,29 @@ def test_purify_one_file(run, folder, tmp_path):
         ("frobnicate", ["No such command"]),
     ],
 )
-def test_bad_input_gets_one_sentence(run, line, words):
-    fails(run, line, *words)
+def test_bad_input_gets_one_sentence(fails, line, words):
+    fails(line, *words)
 
 
-def test_truncated_weights(run, tmp_path):
+def test_truncated_weights(run, fails, tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
-    fails(run, "evaluate --classifier small-cnn:w.safetensors", "w.safetensors", "damaged")
+    fails("evaluate --classifier small-cnn:w.safetensors", "w.safetensors", "damaged")
 
 
-def test_images_that_do_not_fit(run, tmp_path):
+def test_images_that_do_not_fit(run, fails, tmp_path):
     for label in "abcdefghijk":
         write_image(torch.rand(1, 8, 8), tmp_path / "d" / label / "0.png")
     for denoiser in ("none", "digits"):
         line = f"evaluate --data d --denoiser {denoiser} --steps 2"
-        fails(run, line, "the data have 11 classes", "only 10 apart")
+        fails(line, "the data have 11 classes", "only 10 apart")
     write_image(torch.rand(1, 9, 8), tmp_path / "d" / "a" / "0.png")
-    fails(run, "evaluate --data d", "images must share one size", "9")
+    fails("evaluate --data d", "images must share one size", "9")
 
 
-def test_another_configuration_in_the_folder(run, tmp_path):
+def test_another_configuration_in_the_folder(run, fails, tmp_path):
     assert run(f"evaluate {SMALL} --check-images 0 --out a")[0] == 0
     before = (tmp_path / "a" / "card.json").read_bytes()
-    fails(run, f"evaluate {SMALL} --out a --seed 7", "seed: 0, now 7", "choose another folder")
+    fails(f"evaluate {SMALL} --out a --seed 7", "seed: 0, now 7", "choose another folder")
     assert (tmp_path / "a" / "card.json").read_bytes() == before
 
 

@@ -20,6 +20,7 @@ class _Group(click.Group):
         "verify-gradient": "depure.cli.verify",
         "purify": "depure.cli.purify",
         "report": "depure.cli.report",
+        "train": "depure.cli.train",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:

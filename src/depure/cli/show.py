@@ -24,12 +24,14 @@ def console(quiet: bool = False) -> Console:
 
 
 @contextmanager
-def progress_bar(what: str, total: int, quiet: bool = False) -> Iterator[Report]:
+def progress_bar(
+    what: str, total: int, quiet: bool = False, unit: str = "images"
+) -> Iterator[Report]:
     """A bar on standard error with time left; yields `(done, total) -> None`."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} images"),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )

@@ -1,0 +1,246 @@
+"""Families of diffusion models, as training sees them: times, scales, predictions, losses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from depure.diffusion.denoiser import Estimate
+from depure.diffusion.schedule import VPSDE, VPDiscrete
+
+Network = Callable[[Tensor, Tensor], object]
+"""``(images, labels) -> images``, or a tuple or object with ``.sample`` that holds them."""
+
+
+class Scales(NamedTuple):
+    """``x_t = alpha x0 + sigma eps``, each ``(B,)``."""
+
+    alpha: Tensor
+    sigma: Tensor
+
+
+class Family(ABC):
+    """How one kind of diffusion model is trained: each image has its own time t, ``(B,)``."""
+
+    @abstractmethod
+    def times(self, u: Tensor) -> Tensor:
+        """Training times ``(B,)`` from uniform numbers ``u`` ``(B,)`` inside (0, 1).
+
+        Raises:
+            ValueError: u is no flat list of numbers inside (0, 1).
+        """
+
+    @abstractmethod
+    def scales(self, t: Tensor, like: Tensor) -> Scales:
+        """Scales of the times t, each ``(B,)``, with the dtype and device of ``like``.
+
+        Raises:
+            ValueError: a time is out of range.
+        """
+
+    @abstractmethod
+    def predict(self, network: Network, x_t: Tensor, t: Tensor) -> Estimate:
+        """The network's one-step estimates (x0, eps), each ``(B, C, H, W)``, nothing clamped.
+
+        They satisfy ``x_t = alpha x0 + sigma eps``.
+
+        Raises:
+            ValueError: a time is out of range, or the network gives another shape than x_t's.
+        """
+
+    def weight(self, t: Tensor, like: Tensor) -> Tensor:
+        """Factor ``(B,)`` of the squared error of eps in the loss: 1 for all t by default."""
+        return torch.ones(t.shape, dtype=like.dtype, device=like.device)
+
+    def gamma(self, t: Tensor, like: Tensor) -> Tensor:
+        """Signal over noise, ``alpha / sigma`` ``(B,)``."""
+        alpha, sigma = self.scales(t, like)
+        return alpha / sigma
+
+    def diffuse(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """``x_t = alpha x0 + sigma noise``, ``(B, C, H, W)``."""
+        alpha, sigma = self.scales(t, x0)
+        return per_image(alpha) * x0 + per_image(sigma) * noise
+
+    def loss(self, network: Network, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Denoising loss ``(B,)``: the weighted squared error of eps, averaged over pixels.
+
+        ``noise`` ``(B, C, H, W)`` both makes x_t from x0 (in ``[-1, 1]``) and is the target.
+        """
+        estimate = self.predict(network, self.diffuse(x0, t, noise), t)
+        return self.weight(t, x0) * (estimate.eps - noise).square().flatten(1).mean(1)
+
+
+class _VP(Family):
+    """Variance preserving: the network predicts eps."""
+
+    @abstractmethod
+    def _labels(self, t: Tensor, like: Tensor) -> Tensor:
+        """What the network is told, ``(B,)``."""
+
+    def predict(self, network: Network, x_t: Tensor, t: Tensor) -> Estimate:
+        """``x0 = (x_t - sigma eps) / alpha`` (DDPM, arXiv 2006.11239, equation 15)."""
+        alpha, sigma = map(per_image, self.scales(t, x_t))
+        eps = _images(network(x_t, self._labels(t, x_t)), x_t)
+        return Estimate((x_t - sigma * eps) / alpha, eps)
+
+
+@dataclass(frozen=True)
+class DiscreteVP(_VP):
+    """DDPM and DDIM (arXiv 2006.11239): t int64 in ``0 .. T - 1``, uniform over all indices.
+
+    Args:
+        schedule: the betas. The network is called as ``network(x_t, t)``.
+    """
+
+    schedule: VPDiscrete
+
+    def times(self, u: Tensor) -> Tensor:
+        """``floor(u T)``."""
+        return (_uniforms(u) * len(self.schedule)).long()
+
+    def scales(self, t: Tensor, like: Tensor) -> Scales:
+        """Square roots of alpha_bar and of 1 - alpha_bar, taken in float64."""
+        steps = len(self.schedule)
+        if t.is_floating_point() or _outside(t, 0, steps - 1):
+            raise ValueError(f"t must hold integer indices in 0 .. {steps - 1}; got {t.tolist()}")
+        alpha, sigma = self._tables
+        return Scales(alpha.to(like)[t], sigma.to(like)[t])
+
+    def _labels(self, t: Tensor, like: Tensor) -> Tensor:
+        return t
+
+    @cached_property
+    def _tables(self) -> Scales:
+        alpha_bar = torch.tensor(self.schedule.alpha_bar, dtype=torch.float64)
+        return Scales(alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt())
+
+
+@dataclass(frozen=True)
+class ContinuousVP(_VP):
+    """The variance-preserving SDE (arXiv 2011.13456): t uniform in ``(first, 1)``.
+
+    Args:
+        schedule: the rates. The network is called as ``network(x_t, t * label_scale)``.
+        first: the shortest time, inside (0, 1).
+
+    Raises:
+        ValueError: ``first`` is out of range.
+    """
+
+    schedule: VPSDE
+    first: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.first < 1.0:
+            raise ValueError(f"first must lie inside (0, 1); got {self.first}")
+
+    def times(self, u: Tensor) -> Tensor:
+        """``first + u (1 - first)``."""
+        return self.first + _uniforms(u) * (1.0 - self.first)
+
+    def scales(self, t: Tensor, like: Tensor) -> Scales:
+        """As :class:`~depure.diffusion.schedule.VPSDE`, without cancellation near t = 0."""
+        if not t.is_floating_point() or _outside(t, 0.0, 1.0) or bool((t == 0).any()):
+            raise ValueError(f"t must hold real times in (0, 1]; got {t.tolist()}")
+        low, high = self.schedule.beta_min, self.schedule.beta_max
+        t = t.to(like)
+        log_squared = -(0.5 * (high - low) * t + low) * t
+        return Scales((0.5 * log_squared).exp(), (-torch.expm1(log_squared)).sqrt())
+
+    def _labels(self, t: Tensor, like: Tensor) -> Tensor:
+        return t.to(like) * self.schedule.label_scale
+
+
+@dataclass(frozen=True)
+class EDM(Family):
+    """EDM (Karras et al., arXiv 2206.00364, table 1): t is sigma itself, alpha is 1.
+
+    ``D(x; sigma) = c_skip x + c_out F(c_in x, c_noise)`` estimates x0, where the network is the
+    raw F, called as ``network(c_in * x, c_noise)``, c_noise ``(B,)``. A network that also takes
+    class labels needs a wrapper. The loss is the paper's ``w(sigma) (D - x0)**2``, averaged over
+    pixels (the published code sums them: C H W times as much).
+
+    Args:
+        sigma_data: standard deviation of the images.
+        p_mean, p_std: log sigma is normal with this mean and deviation in training.
+
+    Raises:
+        ValueError: ``sigma_data`` or ``p_std`` is not above 0.
+    """
+
+    sigma_data: float = 0.5
+    p_mean: float = -1.2
+    p_std: float = 1.2
+
+    def __post_init__(self) -> None:
+        if not (self.sigma_data > 0.0 and self.p_std > 0.0):
+            raise ValueError(
+                f"sigma_data and p_std must be above 0; got {self.sigma_data} and {self.p_std}"
+            )
+
+    def times(self, u: Tensor) -> Tensor:
+        """``exp(p_mean + p_std n)`` with n the normal quantile of u."""
+        normal: Tensor = torch.special.ndtri(_uniforms(u))
+        return (self.p_mean + self.p_std * normal).exp()
+
+    def scales(self, t: Tensor, like: Tensor) -> Scales:
+        """``(1, t)``."""
+        if not t.is_floating_point() or not bool(((t > 0) & t.isfinite()).all()):
+            raise ValueError(f"t must hold noise levels sigma above 0; got {t.tolist()}")
+        sigma = t.to(like)
+        return Scales(torch.ones_like(sigma), sigma)
+
+    def predict(self, network: Network, x_t: Tensor, t: Tensor) -> Estimate:
+        """``x0 = D(x_t; sigma)`` and ``eps = (x_t - D) / sigma``, free of that cancellation."""
+        sigma = self.scales(t, x_t).sigma
+        c_noise = sigma.log() / 4.0
+        sigma = per_image(sigma)
+        total = sigma.square() + self.sigma_data**2
+        c_in = total.rsqrt()
+        raw = _images(network(c_in * x_t, c_noise), x_t)
+        slope = self.sigma_data * c_in * raw  # c_out F / sigma
+        x0 = self.sigma_data**2 / total * x_t + sigma * slope
+        return Estimate(x0, sigma / total * x_t - slope)
+
+    def weight(self, t: Tensor, like: Tensor) -> Tensor:
+        """``w(sigma) sigma**2 = 1 + (sigma / sigma_data)**2``, for ``D - x0 = sigma (n - eps)``."""
+        return 1.0 + (self.scales(t, like).sigma / self.sigma_data).square()
+
+
+def per_image(values: Tensor) -> Tensor:
+    """``(B,)`` to ``(B, 1, 1, 1)``, which multiplies images."""
+    return values.view(-1, 1, 1, 1)
+
+
+def _uniforms(u: Tensor) -> Tensor:
+    inside = u.is_floating_point() and u.ndim == 1 and bool(((u > 0) & (u < 1)).all())
+    if not inside:
+        raise ValueError(
+            f"u must be a flat list of numbers inside (0, 1), one for each image; "
+            f"got shape {tuple(u.shape)}, dtype {u.dtype}: pass noise.uniform(...)"
+        )
+    return u
+
+
+def _outside(t: Tensor, low: float, high: float) -> bool:
+    return not bool(((t >= low) & (t <= high)).all())
+
+
+def _images(out: object, x: Tensor) -> Tensor:
+    """What the network gave, as a tensor shaped as x."""
+    out = getattr(out, "sample", out)
+    out = out[0] if isinstance(out, tuple) and out else out
+    if not isinstance(out, Tensor) or out.shape != x.shape:
+        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(
+            f"the network must predict a tensor of shape {tuple(x.shape)}; got {got}: "
+            f"a network with learned variance needs its first half"
+        )
+    return out
