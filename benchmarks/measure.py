@@ -6,6 +6,7 @@ are printed, never asserted.
 
 from __future__ import annotations
 
+import gc
 import platform
 import statistics
 import time
@@ -104,7 +105,8 @@ def alternate(
 
 
 def timed(task: Task, device: str = "cpu") -> float:
-    """Seconds of one run."""
+    """Seconds of one run; the garbage of earlier ones is swept first."""
+    gc.collect()
     if device == "cpu":
         start = time.process_time()
         task()

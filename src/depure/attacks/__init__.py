@@ -3,6 +3,7 @@
 from depure.attacks.base import Attack, Watch
 from depure.attacks.expected import Expected, expected_grad
 from depure.attacks.losses import LOSSES, Loss
+from depure.attacks.model import Model
 from depure.attacks.pgd import PGD
 
-__all__ = ["LOSSES", "PGD", "Attack", "Expected", "Loss", "Watch", "expected_grad"]
+__all__ = ["LOSSES", "PGD", "Attack", "Expected", "Loss", "Model", "Watch", "expected_grad"]

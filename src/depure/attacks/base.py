@@ -8,19 +8,9 @@ from typing import Protocol
 from torch import Tensor
 
 from depure.attacks.expected import Expected
+from depure.attacks.model import Model
 from depure.noise import Noise
 from depure.threat import Ball
-
-
-class Model(Protocol):
-    """What an attack sees of a defence: logits under given noise, and the names of its stages."""
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Stages that draw noise."""
-
-    def __call__(self, x: Tensor, noise: Noise) -> Tensor:
-        """Logits (B, K) of images (B, C, H, W) under one row of noise each."""
 
 
 class Watch(Protocol):

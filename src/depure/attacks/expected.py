@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from depure.attacks.losses import Loss
+from depure.attacks.model import Model
 from depure.noise import Noise
-
-if TYPE_CHECKING:
-    from depure.attacks.base import Model
 
 Average = Literal["gradients", "logits"]
 

@@ -8,9 +8,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from depure.attacks.base import Attack, Model, Watch
+from depure.attacks.base import Attack, Watch
 from depure.attacks.expected import Average, distinct_draws, expected_grad
 from depure.attacks.losses import LOSSES, targeted
+from depure.attacks.model import Model
 from depure.noise import Noise
 from depure.threat import Ball
 

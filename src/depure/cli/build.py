@@ -95,7 +95,7 @@ def build_purifier(options: dict[str, Any]) -> Purifier:
         t_star=options["t_star"],
         steps=options["steps"],
         rounds=options["rounds"],
-        backprop=build_backprop(options),
+        backprop=build_backprop(options) if "backprop" in options else None,
         convention=options["convention"],
         clamp=options["clamp"],
     ).to(options["device"])

@@ -21,6 +21,7 @@ from depure.reporting import report
 @opts.config
 @opts.data
 @opts.purifier
+@opts.gradient
 @opts.attack
 @opts.common
 @click.option(

@@ -164,6 +164,11 @@ purifier = _stack(
             help="Clamp every estimate of the clean image (zeroes gradients where it saturates).",
         ),
         _option("--clamp/--no-clamp", default=False, help="Clamp the purified image to [0, 1]."),
+    ]
+)
+
+gradient = _stack(
+    [
         _option(
             "--backprop",
             default="checkpoint",

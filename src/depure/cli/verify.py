@@ -16,6 +16,7 @@ from depure.cli.show import show_certificate
 @opts.config
 @opts.data
 @opts.purifier
+@opts.gradient
 @opts.common
 @click.option(
     "--loss",
