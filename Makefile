@@ -1,6 +1,7 @@
 # Two commands: `make demo` and `make test`. Everything goes into .venv; nothing else is touched.
 # TORCH chooses another build, e.g. TORCH="torch==2.13.0 --index-url ..." for CUDA.
-PYTHON ?= python3.11
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 TORCH ?= torch==2.13.0
 OUT ?= demo
 BIN := .venv/bin
@@ -11,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 setup: .venv/.done
 
 .venv/.done: pyproject.toml requirements.lock
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: pass PYTHON=python3 (3.11 or newer)"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found: pass PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -qq $(TORCH)
 	$(BIN)/pip install -qq -r requirements.lock

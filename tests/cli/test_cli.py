@@ -175,3 +175,39 @@ def test_help_teaches(run):
     for name in ("demo", "evaluate", "verify-gradient", "purify", "report"):
         assert name in out
         assert run(f"{name} --help")[0] == 0
+
+
+def test_yaml_values_are_judged_like_typed_ones(run, fails, tmp_path):
+    for line in ("steps: 2.7", "seed: true", "eps: 1e400", "out:", "steps: {a: 1}"):
+        (tmp_path / "c.yaml").write_text(line + "\n")
+        fails("evaluate --config c.yaml", line.split(":")[0])
+
+
+def test_knows_adds_up_and_the_command_repeats_the_run(run, tmp_path):
+    (tmp_path / "c.yaml").write_text("steps: 2\nknows: [forward]\n")
+    line = f"evaluate --config c.yaml {SMALL} --check-images 0 --out a"
+    assert run(line)[0] == 0
+    card = json.loads((tmp_path / "a" / "card.json").read_text())
+    assert card["setting"]["threat"]["knows"] == ["forward"]
+    assert "--config" not in card["command"]
+    again = card["command"].removeprefix("depure ").replace("--out a", "--out b")
+    assert run(again)[0] == 0
+    other = json.loads((tmp_path / "b" / "card.json").read_text())
+    assert other["results"] == card["results"]
+    both = f"evaluate {SMALL} --check-images 0 --knows reverse --knows forward --out c"
+    assert run(both)[0] == 0
+    card = json.loads((tmp_path / "c" / "card.json").read_text())
+    assert card["setting"]["threat"]["knows"] == ["forward", "reverse"]
+
+
+def test_purify_leaves_out_a_misfit_and_says_so(fails, folder, tmp_path):
+    write_image(torch.rand(1, 3, 3), folder / "small.png")
+    fails("purify in out --steps 2", "small.png", "trained on 8x8", "--image-size")
+    assert len(list(tmp_path.glob("out/**/*.png"))) == 3
+    fails("purify in in --steps 2", "are the same")
+
+
+def test_images_of_another_size_than_the_denoiser(fails, tmp_path):
+    for label in "ab":
+        write_image(torch.rand(1, 16, 16), tmp_path / "d" / label / "0.png")
+    fails("evaluate --data d --steps 2", "trained on 8x8 images; got 16x16")

@@ -141,5 +141,6 @@ def test_unknown_prediction(make_net: Callable[..., nn.Module]) -> None:
 
 def test_signature(make_denoiser: Callable[..., Denoiser]) -> None:
     assert make_denoiser(prediction="v").signature() == (
-        "TinyNet(467 weights, v, VPDiscrete(T=1000, betas=0.0001..0.02))"
+        "TinyNet(467 weights, v, "
+        "VPDiscrete(T=1000, betas=0.0001..0.02, middle alpha_bar=0.077796658))"
     )

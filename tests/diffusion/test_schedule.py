@@ -103,7 +103,7 @@ def test_values_compare_hash_and_print() -> None:
     assert VPDiscrete.linear() == LINEAR
     assert VPDiscrete.linear(first=1e-6) != LINEAR
     assert hash(VPSDE()) == hash(SDE)
-    assert repr(LINEAR) == "VPDiscrete(T=1000, betas=0.0001..0.02)"
+    assert repr(LINEAR) == "VPDiscrete(T=1000, betas=0.0001..0.02, middle alpha_bar=0.077796658)"
     assert repr(SDE) == "VPSDE(beta_min=0.1, beta_max=20.0, label_scale=999.0)"
 
 

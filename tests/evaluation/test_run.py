@@ -208,3 +208,52 @@ def test_labels_the_classifier_does_not_know(images):
     odd = dataclasses.replace(more, y=torch.full_like(more.y, 3))
     with pytest.raises(ValueError, match="label"):
         evaluate(MODEL, odd, ATTACK, THREAT, **SETTINGS)
+
+
+class Scaled(Jitter):
+    """A setting that no weight and no repr tells."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def purify(self, x: Tensor, noise: Noise) -> Tensor:
+        return self.scale * super().purify(x, noise)
+
+
+def test_a_setting_outside_weights_and_repr_is_another_configuration(images, tmp_path):
+    out = tmp_path / "run"
+    evaluate(Defended(Scaled(1.0), Head()), images, ATTACK, THREAT, out=out, **SETTINGS)
+    with pytest.raises(ValueError, match=r"model\.settings"):
+        evaluate(Defended(Scaled(0.5), Head()), images, ATTACK, THREAT, out=out, **SETTINGS)
+
+
+def test_shards_without_a_configuration_are_not_taken_over(images, tmp_path):
+    out = tmp_path / "run"
+    evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
+    (out / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"shards but no config\.json"):
+        evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
+
+
+def test_bpda_of_an_undifferentiable_purifier_has_nothing_to_compare_with(images):
+    result = evaluate(Defended(BPDA(Cut()), Head()), images, ATTACK, THREAT, **SETTINGS)
+    row = result.card["certificate"]["rows"][0]
+    assert row["cosine"] is None
+    gradient = next(c for c in result.card["checks"] if c["name"] == "gradient")
+    assert "no exact gradient to compare with" in gradient["text"]
+
+
+def test_a_certificate_that_is_none(images, tmp_path):
+    out = tmp_path / "run"
+    evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
+    (out / "certificate.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no certificate"):
+        evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
+
+
+def test_one_draw_of_fresh_noise_is_not_called_known(images):
+    result = evaluate(MODEL, images, ATTACK, THREAT, **{**SETTINGS, "draws": 1})
+    checks = {c["name"]: c["text"] for c in result.card["checks"]}
+    assert "random" in checks["randomness"]
+    assert "more EoT draws" in checks

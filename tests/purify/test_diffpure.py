@@ -67,10 +67,11 @@ def test_defaults(make_denoiser: MakeDenoiser) -> None:
     assert purifier.grid == Grid(0.1, None, "diffpure")
     assert (purifier.rounds, purifier.backprop, purifier.clamp) == (1, Checkpoint(), False)
     assert repr(purifier) == (
-        "DiffPure(TinyNet(467 weights, epsilon, VPDiscrete(T=1000, betas=0.0001..0.02)), "
+        "DiffPure(TinyNet(467 weights, epsilon, "
+        "VPDiscrete(T=1000, betas=0.0001..0.02, middle alpha_bar=0.077796658)), "
         "DDPM(variance='small', clip_x0=False), "
         "Grid(t_star=0.1, steps=None, convention='diffpure'), rounds=1, "
-        "backprop=Checkpoint(memory_budget=None, segment=1), clamp=False)"
+        "backprop=Checkpoint(), clamp=False)"
     )
 
 

@@ -23,7 +23,7 @@ MakeRun = Callable[..., Path]
 PURIFIER = (
     "DiffPure(UNet2DModel(651,041 weights, epsilon, VPDiscrete(T=1000, betas=0.0001..0.02)), "
     "DDPM(variance='small', clip_x0=False), Grid(t_star=0.1, steps=10, convention='diffpure'), "
-    "rounds=1, backprop=Checkpoint(memory_budget=None, segment=1), clamp=False)"
+    "rounds=1, backprop=Checkpoint(), clamp=False)"
 )
 
 

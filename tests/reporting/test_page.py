@@ -156,10 +156,10 @@ def test_two_draws_have_no_vote(make_run):
 
 
 def test_more_draws_than_the_curves(make_run):
-    text = words_of(report(make_run(draws=40)))
-    assert "All 40 draws are used; the curves are drawn up to 32" in text
-    assert "Worst of 32 draws" in text
-    assert "Majority vote of 31 draws" in text
+    text = words_of(report(make_run(draws=140)))
+    assert "All 140 draws are used; the curves are drawn up to 128" in text
+    assert "Worst of 128 draws" in text
+    assert "Majority vote of 127 draws" in text
 
 
 def test_without_pictures(make_run):

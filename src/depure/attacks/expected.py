@@ -29,6 +29,11 @@ def distinct_draws(stages: tuple[str, ...], noise: Noise, draws: int) -> int:
     return 1 if all(noise.is_locked(stage) for stage in stages) else draws
 
 
+def rows_at_once(x: Tensor) -> int:
+    """Rows of one forward pass: 128 of up to 32x32x3, fewer of larger images, to bound memory."""
+    return max(1, min(128, 128 * 3 * 32 * 32 // x[0].numel()))
+
+
 def expected_grad(
     model: Model,
     x: Tensor,
@@ -38,7 +43,7 @@ def expected_grad(
     draws: int,
     *,
     average: Average = "gradients",
-    chunk: int = 128,
+    chunk: int | None = None,
     labels: Tensor | None = None,
 ) -> Expected:
     """Gradient of a loss in expectation over the noise (EoT; Athalye et al., 1707.07397).
@@ -55,10 +60,11 @@ def expected_grad(
         draws: EoT draws per image.
         average: "gradients" of the draws' losses (equal to the gradient of their mean loss), or
             the loss of the mean "logits", which is another attack (foolbox's choice).
-        chunk: rows per forward pass.
+        chunk: rows per forward pass; None takes `rows_at_once`.
         labels: true labels for the accuracy, where y holds targets.
     """
     draws = distinct_draws(model.stages, noise, draws)
+    chunk = rows_at_once(x) if chunk is None else chunk
     rows = noise.draws(draws) if draws > 1 else noise
     truth = (y if labels is None else labels).repeat_interleave(draws)
     targets = y.repeat_interleave(draws)

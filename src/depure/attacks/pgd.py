@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from depure.attacks.base import Attack, Watch
-from depure.attacks.expected import Average, distinct_draws, expected_grad
+from depure.attacks.expected import Average, distinct_draws, expected_grad, rows_at_once
 from depure.attacks.losses import LOSSES, targeted
 from depure.attacks.model import Model
 from depure.noise import Noise
@@ -34,7 +34,8 @@ class PGD(Attack):
         random_start: begin at a random point of the ball rather than at the image.
         target: None, or the class to reach: the "runner_up" or "least_likely" wrong class by
             the mean logits on the clean image.
-        chunk: rows per forward pass; affects speed and memory only.
+        chunk: rows per forward pass, by the size of the images if None; affects speed and
+            memory only.
     """
 
     steps: int = 20
@@ -44,12 +45,15 @@ class PGD(Attack):
     loss: str = "ce"
     random_start: bool = False
     target: Target | None = None
-    chunk: int = 128
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "eot", "chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+            value = getattr(self, name)
+            if name == "chunk" and value is None:
+                continue
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be at least 1, a whole number; got {value}")
         if self.step_size is not None and not self.step_size > 0:
             raise ValueError(f"step_size must be positive; got {self.step_size}")
         choices = {"loss": tuple(LOSSES), "average": get_args(Average)}
@@ -96,7 +100,8 @@ class PGD(Attack):
         noise = noise.fold("target")
         draws = distinct_draws(model.stages, noise, self.eot)
         rows, images = noise.draws(draws), x.repeat_interleave(draws, 0)
-        parts = [slice(a, a + self.chunk) for a in range(0, len(images), self.chunk)]
+        size = self.chunk or rows_at_once(x)
+        parts = [slice(a, a + size) for a in range(0, len(images), size)]
         with torch.no_grad():
             logits = torch.cat([model(images[p], rows[p]) for p in parts])
         mean = logits.view(len(x), draws, -1).mean(1)

@@ -18,12 +18,14 @@ from depure.diffusion import (
     Backprop,
     Blind,
     Checkpoint,
+    Denoiser,
     EulerMaruyama,
     Full,
     ProbabilityFlow,
     Sampler,
     Straight,
     Surrogate,
+    VPDiscrete,
 )
 from depure.purify import Defended, DiffPure, Identity, Purifier
 from depure.threat import L2, Ball, Linf, Threat
@@ -77,7 +79,7 @@ def build_sampler(options: dict[str, Any]) -> Sampler:
         "ddpm": DDPM("small", clip),
         "ddpm-large": DDPM("large", clip),
         "ddim": DDIM(options["eta"], clip),
-        "sde": EulerMaruyama(),
+        "sde": EulerMaruyama(denoise_last=options["convention"] == "addt"),
         "ode": ProbabilityFlow("euler"),
         "ode-heun": ProbabilityFlow("heun"),
     }[name]
@@ -87,8 +89,9 @@ def build_purifier(options: dict[str, Any]) -> Purifier:
     """The defence, or `Identity` for the denoiser "none"."""
     if options["denoiser"] == "none":
         return Identity()
-    schedule = VPSDE() if options["sampler"] in CONTINUOUS else None
-    denoiser = load_denoiser(options["denoiser"], schedule)
+    denoiser = load_denoiser(options["denoiser"])
+    if options["sampler"] in CONTINUOUS:
+        denoiser = _continuous(denoiser, options["sampler"])
     return DiffPure(
         denoiser,
         build_sampler(options),
@@ -99,6 +102,20 @@ def build_purifier(options: dict[str, Any]) -> Purifier:
         convention=options["convention"],
         clamp=options["clamp"],
     ).to(options["device"])
+
+
+def _continuous(denoiser: Denoiser, sampler: str) -> Denoiser:
+    """The network along the VP-SDE, if the indices it was trained on are that SDE's steps."""
+    trained, sde = denoiser.schedule, VPSDE()
+    steps = sde.discrete()
+    if not isinstance(trained, VPDiscrete) or len(trained) != len(steps):
+        raise ValueError(f"--sampler {sampler} needs a network of 1000 steps; got {trained!r}")
+    if max(abs(a - b) for a, b in zip(trained.alpha_bar, steps.alpha_bar, strict=True)) > 1e-3:
+        raise ValueError(
+            f"--sampler {sampler} runs the VP-SDE of betas 0.1 to 20, but the network was trained "
+            f"on {trained!r}: use ddpm or ddim"
+        )
+    return Denoiser(denoiser.network, sde, denoiser.prediction)
 
 
 def channels_of(purifier: Purifier) -> int | None:
@@ -140,6 +157,7 @@ def _check_fit(model: Defended, images: Images, device: str) -> None:
     channels = channels_of(model.purifier)
     if channels is not None and channels != one.shape[1]:
         raise ValueError(f"the denoiser takes {channels}-channel images; the data are {shape}")
+    check_size(model.purifier, one)
     parts: list[tuple[str, nn.Module]] = [("classifier", model.classifier), ("defence", model)]
     for name, part in parts:
         try:
@@ -155,6 +173,19 @@ def _check_fit(model: Defended, images: Images, device: str) -> None:
         raise ValueError(
             f"the data have {len(images.classes)} classes, but the classifier tells only "
             f"{logits.shape[1]} apart: choose a classifier trained on these classes"
+        )
+
+
+def check_size(purifier: Purifier, x: torch.Tensor) -> None:
+    """Raise ValueError if the denoiser says that it was trained on images of another size."""
+    network = getattr(getattr(purifier, "denoiser", None), "network", None)
+    size = getattr(getattr(network, "config", None), "sample_size", None)
+    pair = (size, size) if isinstance(size, int) else size
+    if pair is not None and tuple(pair) != tuple(x.shape[-2:]):
+        got, trained = ("x".join(str(n) for n in s) for s in (x.shape[-2:], pair))
+        raise ValueError(
+            f"the denoiser was trained on {trained} images; got {got}: pass --image-size, or "
+            f"another --denoiser"
         )
 
 
@@ -179,5 +210,5 @@ def build_threat(options: dict[str, Any]) -> Threat:
     balls: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
     kind = balls[options["ball"]]
     ball: Ball = kind() if options["eps"] is None else kind(options["eps"])
-    names = [s.strip() for s in str(options["knows"]).split(",")]
-    return Threat(ball, () if names == ["none"] else tuple(names))
+    names = {s.strip() for group in options["knows"] for s in group.split(",")} - {"none"}
+    return Threat(ball, tuple(sorted(names)))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 
 from depure.cli import options as opts
 from depure.cli.build import build_attack, build_model, build_threat
@@ -89,9 +89,27 @@ def command(**options: Any) -> None:
       depure evaluate --data cifar/test --classifier resnet56:resnet56.safetensors \\
                       --denoiser ddpm-cifar10 --images 512 --out runs/cifar
     """
-    finished = evaluate_with(options, shlex.join(["depure", *sys.argv[1:]]), talk=True)
+    finished = evaluate_with(options, command_line(click.get_current_context()), talk=True)
     if finished is not None:
         show_result(*finished)
+
+
+def command_line(ctx: click.Context) -> str:
+    """The command that repeats this one without its --config file: every setting that was given."""
+    words = ["depure", "evaluate"]
+    for option in ctx.command.params:
+        source, value = (
+            ctx.get_parameter_source(option.name or ""),
+            ctx.params.get(option.name or ""),
+        )
+        if source in (ParameterSource.DEFAULT, None) or option.name not in ctx.params:
+            continue
+        if isinstance(value, bool):
+            words.append(option.opts[0] if value else option.secondary_opts[0])
+        else:
+            for item in value if isinstance(value, tuple) else (value,):
+                words += [option.opts[0], str(item)]
+    return shlex.join(words)
 
 
 def evaluate_with(

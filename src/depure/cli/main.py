@@ -55,7 +55,8 @@ def cli(threads: int, debug: bool) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    os.environ["DEPURE_DEBUG"] = "1" if debug else ""
+    if debug:
+        os.environ["DEPURE_DEBUG"] = "1"
 
 
 def main() -> None:

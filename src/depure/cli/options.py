@@ -25,7 +25,7 @@ class Number(click.ParamType):  # type: ignore[type-arg]
         """Parse, or fail with what was expected."""
         try:
             return float(Fraction(str(value)))
-        except (ValueError, ZeroDivisionError):
+        except (ValueError, ZeroDivisionError, OverflowError):
             self.fail(f"{value!r} is not a number or a fraction such as 8/255", param, ctx)
 
 
@@ -56,7 +56,10 @@ def _load_config(ctx: click.Context, param: click.Parameter, value: str | None) 
     if value in recipe_names():
         text = (files("depure.recipes") / f"{value}.yaml").read_text()
     elif Path(value).is_file():
-        text = Path(value).read_text()
+        try:
+            text = Path(value).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise click.BadParameter(f"{value} is not UTF-8 text") from error
     else:
         known = ", ".join(recipe_names())
         raise click.BadParameter(f"{value!r} is no file and no recipe; recipes: {known}")
@@ -68,7 +71,11 @@ def _load_config(ctx: click.Context, param: click.Parameter, value: str | None) 
     if not isinstance(entries, dict):
         raise click.BadParameter(f"{value} must hold `option: value` lines")
     known_options = {p.name for p in ctx.command.params} - {"config"}
-    settings = {str(k).replace("-", "_"): v for k, v in entries.items()}
+    settings: dict[str, object] = {
+        str(k).replace("-", "_"): _as_typed(k, v) for k, v in entries.items()
+    }
+    if "knows" in settings:
+        settings["knows"] = [settings["knows"]]
     unknown = sorted(set(settings) - known_options)
     if unknown:
         raise click.BadParameter(
@@ -77,6 +84,15 @@ def _load_config(ctx: click.Context, param: click.Parameter, value: str | None) 
         )
     ctx.default_map = {**(ctx.default_map or {}), **settings}
     return value
+
+
+def _as_typed(name: object, value: object) -> str:
+    """A YAML value as one would type it, so that the option's own parser judges it."""
+    if isinstance(value, list):
+        return ",".join(str(v) for v in value)
+    if value is None or isinstance(value, dict):
+        raise click.BadParameter(f"{name} has no single value: write `{name}: VALUE`")
+    return str(value)
 
 
 config = _option(
@@ -225,10 +241,16 @@ attack = _stack(
             type=click.Choice(["runner_up", "least_likely"]),
             help="Aim at a class instead of away from the label.",
         ),
-        _option("--chunk", default=128, type=click.IntRange(1), help="Rows a forward pass."),
+        _option(
+            "--chunk",
+            default=None,
+            type=click.IntRange(1),
+            help="Rows a forward pass (default: 128 of up to 32x32, fewer of larger images).",
+        ),
         _option(
             "--knows",
-            default="none",
+            default=("none",),
+            multiple=True,
             metavar="none|forward|reverse|forward,reverse",
             help="Noise that the attacker knows and the judge uses.",
         ),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from depure.cli import options as opts
-from depure.cli.build import build_purifier, channels_of
+from depure.cli.build import build_purifier, channels_of, check_size
 from depure.cli.show import console, progress_bar
 from depure.data import list_images, read_image, write_image
 from depure.noise import Noise
@@ -52,6 +52,8 @@ def command(source: Path, target: Path, **options: Any) -> int:
       depure purify attacked.png clean.png --denoiser ddpm-cifar10 --steps 20
       depure purify attacked/ clean/ --denoiser ddpm-cifar10 --contact-sheet sheet.png
     """
+    if source.resolve() == target.resolve():
+        raise ValueError("INPUT and OUTPUT are the same: name another OUTPUT")
     if options["denoiser"] == "none":
         raise ValueError("--denoiser none purifies nothing: name a diffusion model")
     purifier = build_purifier(options)
@@ -62,7 +64,9 @@ def command(source: Path, target: Path, **options: Any) -> int:
         for start in range(0, len(todo), options["batch"]):
             group, bad = _read(todo[start : start + options["batch"]], purifier, options)
             failed += bad
-            seen += _purify(purifier, group, source, options)
+            done, misfits = _purify(purifier, group, source, options)
+            seen += done
+            failed += misfits
             progress(min(start + options["batch"], len(todo)), len(todo))
     kept = len(pairs) - len(todo)
     out.print(
@@ -107,27 +111,25 @@ def _read(
 
 def _purify(
     purifier: Purifier, group: list[tuple[Path, Path, Tensor]], root: Path, options: dict[str, Any]
-) -> list[tuple[str, Tensor, Tensor]]:
-    """Purify and write images, one batch for every size among them: (name, before, after)."""
-    done = []
+) -> tuple[list[tuple[str, Tensor, Tensor]], list[str]]:
+    """Purify and write images, one batch for every size: (name, before, after), and misfits."""
+    done, misfits = [], []
     for shape in sorted({tuple(image.shape) for _, _, image in group}):
         rows = [row for row in group if tuple(row[2].shape) == shape]
         names = [p.relative_to(root).as_posix() if root.is_dir() else p.name for p, _, _ in rows]
         noise = Noise.of(options["seed"], [_index(name) for name in names])
         x = torch.stack([image for _, _, image in rows]).to(options["device"])
         try:
+            check_size(purifier, x)
             with torch.no_grad():
                 clean = purifier(x, noise).clamp(0.0, 1.0).cpu()
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"the denoiser does not take images of {'x'.join(map(str, shape))} ({reason}): "
-                f"pass --image-size"
-            ) from error
+        except (RuntimeError, ValueError) as error:
+            misfits += [f"{name}: {str(error).splitlines()[0]}" for name in names]
+            continue
         for name, (_, after, before), pure in zip(names, rows, clean, strict=True):
             write_image(pure, after)
             done.append((name, before, pure))
-    return done
+    return done, misfits
 
 
 def _index(name: str) -> int:

@@ -53,7 +53,8 @@ def show_result(result: Result, page: Path) -> None:
     table.add_column("", no_wrap=True)
     for name in ("no attack (null control)", "under attack"):
         table.add_column(name, justify="right", no_wrap=True)
-    worst, votes = (f"right in all of {results['draws']} draws", "majority vote")
+    drawn = len(results["clean"]["any_of_n"])
+    worst, votes = f"right in all of {drawn} draws", f"majority of {drawn} draws"
     rows = [("one fresh draw", "accuracy", None), (worst, "any_of_n", -1)]
     for name, key, item in [*rows, (votes, "majority_of_k", -1)]:
         cells = (results[c][key] if item is None else results[c][key][item] for c in _COLUMNS)
@@ -68,16 +69,6 @@ def show_result(result: Result, page: Path) -> None:
 _COLUMNS = ("clean", "robust")
 
 
-def brief(name: str) -> str:
-    """A loop driver's name without the settings that are at their defaults."""
-    for default in _DEFAULTS:
-        name = name.replace(", " + default, "").replace(default, "")
-    return name
-
-
-_DEFAULTS = ("memory_budget=None", "segment=1", "exact_value=True")
-
-
 def show_certificate(certificate: Certificate) -> None:
     """The certificate as a table."""
     out = console()
@@ -87,7 +78,7 @@ def show_certificate(certificate: Certificate) -> None:
         table.add_column(name, justify=justify, no_wrap=True)
     for row in certificate.rows:
         table.add_row(
-            brief(row.name), f"{row.relative_error:.1e}", f"{row.cosine:.6f}",
+            row.name, f"{row.relative_error:.1e}", f"{row.cosine:.6f}",
             f"{100 * row.sign_agreement:.1f} %", "yes" if row.exact else "no",
         )  # fmt: skip
     out.print(table)

@@ -111,7 +111,9 @@ def write_image(image: Tensor, path: str | PathLike[str]) -> None:
         raise ValueError(f"cannot write {file.name!r}: its suffix names no known format; use .png")
     pixels = (image.detach().cpu() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels[..., 0] if image.shape[0] == 1 else pixels).save(file)
+    temporary = file.with_name(f".{file.stem}.tmp{file.suffix}")  # whole, or not there at all
+    Image.fromarray(pixels[..., 0] if image.shape[0] == 1 else pixels).save(temporary)
+    temporary.replace(file)
 
 
 def _existing_folder(path: str | PathLike[str]) -> Path:

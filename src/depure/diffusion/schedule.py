@@ -45,7 +45,8 @@ class VPDiscrete(Schedule):
 
     def __repr__(self) -> str:
         ends = f"{self.betas[0]:g}..{self.betas[-1]:g}"
-        return f"VPDiscrete(T={len(self.betas)}, betas={ends})"
+        middle = f"{self.alpha_bar[len(self.betas) // 2]:.8g}"  # tells linear from scaled
+        return f"VPDiscrete(T={len(self.betas)}, betas={ends}, middle alpha_bar={middle})"
 
     @staticmethod
     def linear(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> VPDiscrete:

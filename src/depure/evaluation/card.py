@@ -16,7 +16,7 @@ from depure.evaluation.cost import Cost
 from depure.evaluation.record import SCHEMA, versions
 from depure.evaluation.shards import Shard
 
-_CURVE = 32  # longest curve written to a card
+_CURVE = 128  # longest curve written to a card
 
 
 def results_of(shard: Shard) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,6 +53,24 @@ class Certificate:
     reference: str
     rows: tuple[Agreement, ...]
 
+    @staticmethod
+    def of_record(data: dict[str, Any], path: Path) -> Certificate:
+        """Read back what `record` gave.
+
+        Raises:
+            ValueError: if it is no certificate.
+        """
+
+        def number(value: Any) -> Any:
+            return math.nan if value is None else value
+
+        try:
+            rows = [{k: number(v) for k, v in row.items()} for row in data["rows"]]
+            fields = {k: number(v) for k, v in data.items() if k != "rows"}
+            return Certificate(**fields, rows=tuple(Agreement(**row) for row in rows))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no certificate: delete it and run again") from error
+
     def record(self) -> dict[str, Any]:
         """Plain data for a report; not-a-number becomes null."""
         data = asdict(self)
@@ -96,7 +115,10 @@ def verify_gradient(
         raise ValueError(
             f"y must hold one label per image, shape ({len(x)},); got {tuple(y.shape)}"
         )
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {loss!r}")
     noise = Noise.of(0, range(len(x))) if noise is None else noise
+    check_labels(model, x, y, noise)
     double = copy.deepcopy(model).double()
     x64, objective = x.double(), LOSSES[loss]
     own = _gradient(double, x64, y, noise, objective)
@@ -115,11 +137,27 @@ def verify_gradient(
 
 def _gradient(model: Defended, x: Tensor, y: Tensor, noise: Noise, loss: Loss) -> Tensor | None:
     leaf = x.detach().requires_grad_()
-    with torch.enable_grad():
-        total = loss(model(leaf, noise), y).sum()
+    try:
+        with torch.enable_grad():
+            total = loss(model(leaf, noise), y).sum()
+    except RuntimeError as error:
+        if "cut the graph" in str(error):
+            return None
+        raise
     if not total.requires_grad:
         return None
     return torch.autograd.grad(total, leaf, allow_unused=True)[0]
+
+
+def check_labels(model: Defended, x: Tensor, y: Tensor, noise: Noise) -> None:
+    """Raise ValueError unless y holds int64 labels that the model's logits cover."""
+    with torch.no_grad():
+        classes = model(x[:1], noise[:1]).shape[1]
+    if y.dtype != torch.int64 or int(y.min()) < 0 or int(y.max()) >= classes:
+        raise ValueError(
+            f"labels must be int64 in 0..{classes - 1}, the classes that the classifier tells "
+            f"apart; got {y.dtype} from {y.min().item()} to {y.max().item()}"
+        )
 
 
 def _compare(
@@ -138,6 +176,9 @@ def _compare(
     name = repr(backprop) if backprop else type(purifier).__name__
     exact = purifier.exact
     reference, title = own, "the defence's own float64 gradient"
+    if not exact and not isinstance(purifier, DiffPure):
+        nothing = Agreement(name, math.nan, math.nan, math.nan, exact=False)
+        return "no exact gradient", [nothing]
     if isinstance(purifier, DiffPure):
         full = _with(double, Full())
         reference = _require(_gradient(full, x.double(), y, noise, loss))

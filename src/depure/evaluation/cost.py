@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from depure.diffusion.backprop.checkpoint import probing
+from depure.diffusion.denoiser import Denoiser
 from depure.purify.defended import Defended
 
 
@@ -39,9 +40,8 @@ def counted(model: Defended) -> Iterator[Cost]:
         return hook
 
     handles = [model.classifier.register_forward_pre_hook(count("classifier_calls"))]
-    network = getattr(getattr(model.purifier, "denoiser", None), "network", None)
-    if network is not None:
-        handles.append(network.register_forward_pre_hook(count("denoiser_calls")))
+    networks = {m.network for m in model.modules() if isinstance(m, Denoiser)}
+    handles += [n.register_forward_pre_hook(count("denoiser_calls")) for n in networks]
     begin = time.perf_counter()
     try:
         yield cost

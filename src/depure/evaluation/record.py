@@ -67,6 +67,7 @@ def describe(
             "classifier": _kind(model.classifier),
             "stages": list(model.stages),
             "weights": fingerprint(tensors),
+            "settings": _settings_fingerprint(model),
             "dtype": str(images.x.dtype).removeprefix("torch."),
         },
         "threat": {"ball": settings_of(threat.ball), "knows": list(threat.knows)},
@@ -74,6 +75,18 @@ def describe(
         "draws": draws,
         "seed": seed,
     }
+
+
+def _settings_fingerprint(model: nn.Module) -> str:
+    """Hash of every part's class and plain public attributes, which no weight and no repr tells."""
+    plain = (bool, int, float, str, tuple)
+    found = {
+        name: [type(part).__name__]
+        + [f"{k}={v!r}" for k, v in sorted(vars(part).items())
+           if not k.startswith("_") and k != "training" and isinstance(v, plain)]
+        for name, part in model.named_modules()
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _kind(classifier: nn.Module) -> str:
@@ -111,7 +124,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it and run again") from error
+        raise ValueError(
+            f"{path} is damaged ({error}): delete this run folder and run again"
+        ) from error
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
@@ -120,4 +135,9 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
         keys = [*old, *(k for k in new if k not in old)]
         nested = (differences(old.get(k), new.get(k), f"{at}.{k}".lstrip(".")) for k in keys)
         return [line for lines in nested for line in lines]
-    return [] if old == new else [f"{at}: {old}, now {new}"]
+    return [] if old == new else [f"{at}: {_short(old)}, now {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

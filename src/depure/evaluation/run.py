@@ -17,7 +17,7 @@ from depure.attacks.base import Attack
 from depure.attacks.expected import distinct_draws
 from depure.data.images import Images
 from depure.evaluation.card import card_of
-from depure.evaluation.certificate import Agreement, Certificate, verify_gradient
+from depure.evaluation.certificate import Certificate, check_labels, verify_gradient
 from depure.evaluation.checks import Check, Trial, cheap_checks, costly_checks
 from depure.evaluation.cost import Cost, peak_memory
 from depure.evaluation.record import describe, differences, read_json, write_json
@@ -103,7 +103,9 @@ class Evaluation:
                 f"draws, shard_size and batch must be at least 1; got {self.draws}, "
                 f"{self.shard_size} and {self.batch}"
             )
-        self._check_labels()
+        first, device = self.images[slice(0, 1)], self._device()
+        noise = base_noise(self.model, first.index, self.threat, self.seed)
+        check_labels(self.model, first.x.to(device), self.images.y, noise)
         config, description = self.folder / "config.json", self.description()
         if config.exists():
             changed = differences(read_json(config), description)
@@ -113,6 +115,11 @@ class Evaluation:
                     f"({'; '.join(changed[:3])}{'; ...' if len(changed) > 3 else ''}): choose "
                     f"another folder, or delete this one"
                 )
+        elif any((self.folder / "shards").glob("*.safetensors")):
+            raise ValueError(
+                f"{self.folder} holds shards but no config.json that says of what: choose another "
+                f"folder, or delete this one"
+            )
         (self.folder / "shards").mkdir(parents=True, exist_ok=True)
         write_json(config, description)
         certificate = self._certificate()
@@ -121,23 +128,10 @@ class Evaluation:
             raise ValueError(f"this defence cannot be evaluated as it is. {certificate.verdict}")
         return certificate
 
-    def _check_labels(self) -> None:
-        noise = base_noise(self.model, self.images.index[:1], self.threat, self.seed)
-        with torch.no_grad():
-            classes = self.model(self.images.x[:1].to(self._device()), noise).shape[1]
-        largest = int(self.images.y.max())
-        if largest >= classes:
-            raise ValueError(
-                f"the largest label is {largest}, but the classifier tells only {classes} classes "
-                f"apart: choose a classifier trained on these classes"
-            )
-
     def _certificate(self) -> Certificate:
         path = self.folder / "certificate.json"
         if path.exists():
-            data = read_json(path)
-            rows = tuple(Agreement(**row) for row in data.pop("rows"))
-            return Certificate(**data, rows=rows)
+            return Certificate.of_record(read_json(path), path)
         some = self.images[slice(0, 2)]
         noise = base_noise(self.model, some.index, self.threat, self.seed).fold("certificate")
         device = self._device()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -39,8 +39,9 @@ class Checkpoint(Backprop):
             forward chain.
     """
 
-    memory_budget: int | None = None
-    segment: int = 1
+    # Not in the repr, which is the record: they cannot change a result.
+    memory_budget: int | None = field(default=None, repr=False)
+    segment: int = field(default=1, repr=False)
 
     def __post_init__(self) -> None:
         if self.memory_budget is not None and self.memory_budget < 0:
