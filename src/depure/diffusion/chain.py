@@ -20,8 +20,8 @@ class Chain:
 
     Every link is one reverse step, a pure function of the state (B, C, H, W) in [-1, 1] space;
     the first of each round noises the state before it steps, and the very last clamps it to
-    [-1, 1] if asked. Reverse noise is keyed by the
-    round and the time it leaves, so coarser chains share the numbers of the times they share.
+    [-1, 1] if asked. Reverse noise is keyed by the round and the time it leaves, so coarser
+    chains share the numbers of the times they share.
     """
 
     denoiser: Denoiser
