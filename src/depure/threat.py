@@ -136,14 +136,44 @@ class Threat:
     all stages is the deterministic white-box setting (DW-box), "forward" alone DW-forward,
     "reverse" alone DW-reverse; knowing none is the ordinary white-box with EoT.
 
+    Args:
+        ball: what the attacker may change.
+        knows: the stages known.
+        pool: fixed draws an image has at the known stages; the attacker knows them all, but not
+            which one comes next (DW-semi-128 of ADDT: 128).
+        mix: share of fresh noise at the known stages, ``sqrt(1 - mix**2) known + mix fresh``: 0
+            is DW-box, 1 the ordinary white-box.
+
+    Raises:
+        ValueError: a setting is out of range, both pool and mix are set, or neither has a stage
+            to act on.
+
     Example:
         >>> Threat(Linf(8 / 255), knows=("forward", "reverse"))
-        Threat(ball=Linf(eps=0.03137254901960784), knows=('forward', 'reverse'))
+        Threat(ball=Linf(eps=0.03137254901960784), knows=('forward', 'reverse'), pool=1, mix=0.0)
     """
 
     ball: Ball
     knows: tuple[str, ...] = ()
+    pool: int = 1
+    mix: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.knows, str):
             raise ValueError(f"knows must be a tuple of stage names; got {self.knows!r}")
+        if not isinstance(self.pool, int) or self.pool < 1:
+            raise ValueError(f"pool must be at least 1 draw, a whole number; got {self.pool}")
+        if not 0.0 <= self.mix <= 1.0:
+            raise ValueError(f"mix must lie in [0, 1]; got {self.mix}")
+        if self.pool > 1 and self.mix > 0.0:
+            raise ValueError(f"pool and mix exclude each other; got {self.pool} and {self.mix}")
+        if (self.pool > 1 or self.mix > 0.0) and not self.knows:
+            raise ValueError(
+                "pool and mix act on known noise: name stages in knows, e.g. ('forward',)"
+            )
+
+    def hold(self, noise: Noise) -> Noise:
+        """The noise with the known stages held as this threat says."""
+        if self.mix > 0.0:
+            return noise.mix(self.mix, *self.knows)
+        return noise.pool(self.pool, *self.knows)

@@ -118,6 +118,18 @@ class Killed(Exception):
     pass
 
 
+def test_mixed_noise_at_its_ends_is_dw_box_and_the_white_box(images):
+    def of(**knowledge):
+        threat = Threat(Linf(0.1), **knowledge)
+        return evaluate(MODEL, images, ATTACK, threat, draws=5, check_images=0).shard
+
+    known = ("forward", "reverse")
+    for ends in (of(knows=known), of(knows=known, mix=0.0)), (of(), of(knows=known, mix=1.0)):
+        assert torch.equal(ends[0].x_adv, ends[1].x_adv)
+        assert torch.equal(ends[0].adversarial, ends[1].adversarial)
+    assert of(knows=known, pool=3).adversarial.shape == (22, 5)  # no longer one draw
+
+
 def test_interrupted_and_continued(images, tmp_path):
     whole = evaluate(MODEL, images, ATTACK, THREAT, out=tmp_path / "whole", **SETTINGS)
 

@@ -211,4 +211,4 @@ def build_threat(options: dict[str, Any]) -> Threat:
     kind = balls[options["ball"]]
     ball: Ball = kind() if options["eps"] is None else kind(options["eps"])
     names = {s.strip() for group in options["knows"] for s in group.split(",")} - {"none"}
-    return Threat(ball, tuple(sorted(names)))
+    return Threat(ball, tuple(sorted(names)), options["pool"], options["mix"])

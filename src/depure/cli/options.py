@@ -254,6 +254,19 @@ attack = _stack(
             metavar="none|forward|reverse|forward,reverse",
             help="Noise that the attacker knows and the judge uses.",
         ),
+        _option(
+            "--pool",
+            default=1,
+            type=click.IntRange(1),
+            help="Fixed draws an image has of the known noise; the attacker knows all of them, "
+            "not which comes (DW-semi-128: 128).",
+        ),
+        _option(
+            "--mix",
+            default=0.0,
+            type=click.FloatRange(0.0, 1.0),
+            help="Fresh share of the known noise: 0 is DW-box, 1 the ordinary white-box.",
+        ),
     ]
 )
 

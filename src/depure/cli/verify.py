@@ -69,4 +69,4 @@ def command(**options: Any) -> int:
     return 0 if certificate.passed else 1
 
 
-_NO_THREAT = {"ball": "linf", "eps": None, "knows": ("none",)}
+_NO_THREAT = {"ball": "linf", "eps": None, "knows": ("none",), "pool": 1, "mix": 0.0}

@@ -70,7 +70,12 @@ def describe(
             "settings": _settings_fingerprint(model),
             "dtype": str(images.x.dtype).removeprefix("torch."),
         },
-        "threat": {"ball": settings_of(threat.ball), "knows": list(threat.knows)},
+        "threat": {
+            "ball": settings_of(threat.ball),
+            "knows": list(threat.knows),
+            "pool": threat.pool,
+            "mix": threat.mix,
+        },
         "attack": _resolved(settings_of(attack), threat.ball),
         "draws": draws,
         "seed": seed,

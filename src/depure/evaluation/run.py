@@ -306,4 +306,6 @@ def _total(costs: list[Cost]) -> Cost:
 
 def _title(model: Defended, threat: Threat) -> str:
     knows = f", {' and '.join(threat.knows)} noise known" if threat.knows else ""
+    knows += f" up to a pool of {threat.pool}" if threat.pool > 1 else ""
+    knows += f" but for a share of {threat.mix:g}" if threat.mix else ""
     return f"{type(model.purifier).__name__} under {threat.ball!r}{knows}"

@@ -84,13 +84,13 @@ def predict(model: Defended, x: Tensor, noise: Noise, draws: int, batch: int) ->
 
 
 def base_noise(model: Defended, index: Tensor, threat: Threat, seed: int) -> Noise:
-    """The noise that attacker and judge start from: one row per image, known stages locked.
+    """The noise that attacker and judge start from: one row per image, known stages held.
 
     Raises:
         ValueError: if the threat names a stage at which this defence draws no noise.
     """
     check_stages(threat.knows, model.stages, "knows")
-    return Noise.of(seed, index).lock(*threat.knows)
+    return threat.hold(Noise.of(seed, index))
 
 
 def compute_shard(

@@ -224,7 +224,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
         notes.append(
             "The attacks differ: a higher number under a weaker attack is no better defence."
         )
-    if len({str(run.setting["threat"]["knows"]) for run in runs}) > 1:
+    if len({knowledge(run.setting) for run in runs if run.setting["model"]["stages"]}) > 1:
         notes.append(
             "The attackers know different things: compare defences under the same knowledge."
         )

@@ -92,7 +92,10 @@ class Run:
     @property
     def known(self) -> bool:
         """Whether attacker and judge use the same noise, or there is none: no draw is fresh."""
-        return set(self.setting["model"]["stages"]) <= set(self.setting["threat"]["knows"])
+        threat = self.setting["threat"]
+        certain = threat.get("pool", 1) == 1 and threat.get("mix", 0.0) == 0.0
+        stages = set(self.setting["model"]["stages"])
+        return not stages or (certain and stages <= set(threat["knows"]))
 
     @property
     def trace(self) -> dict[str, list[float]]:

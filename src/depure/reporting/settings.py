@@ -20,6 +20,8 @@ _LABELS = {  # path in a card's "setting" -> what a reader calls it, a word of e
     "model.dtype": ("Number format", ""),
     "threat.ball": ("Budget", "how far an image may be changed"),
     "threat.knows": ("Attacker knows", "besides all weights and the algorithm"),
+    "threat.pool": ("Pool of draws", "fixed draws of the known noise, of which one comes"),
+    "threat.mix": ("Fresh share", "of the known noise: 0 is DW-box, 1 the ordinary white-box"),
     "attack.name": ("Method", ""),
     "attack.steps": ("Iterations", ""),
     "attack.step_size": ("Step size", "change per iteration"),
@@ -183,6 +185,10 @@ def knowledge(setting: dict[str, Any]) -> str:
     if not knows:
         return "nothing of the noise (white-box)"
     hidden = [stage for stage in stages if stage not in knows]
+    pool, mix = setting["threat"].get("pool", 1), setting["threat"].get("mix", 0.0)
+    if pool > 1 or mix > 0:
+        how = f"{pool} draws, one of which comes" if pool > 1 else f"all but a share of {mix:g}"
+        return f"of the {' and '.join(knows)} noise {how}"
     if not hidden:
         return "all noise (deterministic white-box, DW-box)"
     return f"the {' and '.join(knows)} noise, not the {' and '.join(hidden)}"

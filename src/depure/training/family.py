@@ -93,17 +93,27 @@ class _VP(Family):
 
 @dataclass(frozen=True)
 class DiscreteVP(_VP):
-    """DDPM and DDIM (arXiv 2006.11239): t int64 in ``0 .. T - 1``, uniform over all indices.
+    """DDPM and DDIM (arXiv 2006.11239): t int64, uniform over the indices below ``t_max`` T.
 
     Args:
         schedule: the betas. The network is called as ``network(x_t, t)``.
+        t_max: share of the chain to train, in (0, 1]; a small network that only purifies can
+            spend itself on the times that purification visits (ADDT: 1).
+
+    Raises:
+        ValueError: ``t_max`` is out of range.
     """
 
     schedule: VPDiscrete
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_share(self.t_max)
 
     def times(self, u: Tensor) -> Tensor:
-        """``floor(u T)``."""
-        return (_uniforms(u) * len(self.schedule)).long()
+        """``floor(u t_max T)``."""
+        reach = max(1, round(self.t_max * len(self.schedule)))
+        return (_uniforms(u) * reach).long()
 
     def scales(self, t: Tensor, like: Tensor) -> Scales:
         """Square roots of alpha_bar and of 1 - alpha_bar, taken in float64."""
@@ -124,26 +134,29 @@ class DiscreteVP(_VP):
 
 @dataclass(frozen=True)
 class ContinuousVP(_VP):
-    """The variance-preserving SDE (arXiv 2011.13456): t uniform in ``(first, 1)``.
+    """The variance-preserving SDE (arXiv 2011.13456): t uniform in ``(first, t_max)``.
 
     Args:
         schedule: the rates. The network is called as ``network(x_t, t * label_scale)``.
-        first: the shortest time, inside (0, 1).
+        first: the shortest time, in (0, t_max).
+        t_max: share of the chain to train, in (0, 1], see :class:`DiscreteVP`.
 
     Raises:
-        ValueError: ``first`` is out of range.
+        ValueError: ``first`` or ``t_max`` is out of range.
     """
 
     schedule: VPSDE
     first: float = 1e-3
+    t_max: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.first < 1.0:
-            raise ValueError(f"first must lie inside (0, 1); got {self.first}")
+        _check_share(self.t_max)
+        if not 0.0 < self.first < self.t_max:
+            raise ValueError(f"first must lie in (0, {self.t_max:g}), t_max; got {self.first}")
 
     def times(self, u: Tensor) -> Tensor:
-        """``first + u (1 - first)``."""
-        return self.first + _uniforms(u) * (1.0 - self.first)
+        """``first + u (t_max - first)``."""
+        return self.first + _uniforms(u) * (self.t_max - self.first)
 
     def scales(self, t: Tensor, like: Tensor) -> Scales:
         """As :class:`~depure.diffusion.schedule.VPSDE`, without cancellation near t = 0."""
@@ -217,6 +230,11 @@ class EDM(Family):
 def per_image(values: Tensor) -> Tensor:
     """``(B,)`` to ``(B, 1, 1, 1)``, which multiplies images."""
     return values.view(-1, 1, 1, 1)
+
+
+def _check_share(t_max: float) -> None:
+    if not 0.0 < t_max <= 1.0:
+        raise ValueError(f"t_max must lie in (0, 1], a share of the chain; got {t_max}")
 
 
 def _uniforms(u: Tensor) -> Tensor:
