@@ -15,11 +15,16 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-MODELS = {
+MODELS = {  # vanilla is the bundled model, where all others start
     "vanilla": None,
     "control": "--perturbation none",
     "ADDT": "--perturbation rbgm",
     "ADDT without RBGM": "--perturbation pgd",
+    "ADDT, lambda of the paper": "--perturbation rbgm --unit 0.03 --high 0.3",
+    "ADDT, half lambda": "--perturbation rbgm --unit 0.1 --high 0.5",
+    "ADDT, guided by eps": "--perturbation rbgm --guide eps",
+    "ADDT, last gradient": "--perturbation rbgm --accumulate last",
+    "ADDT, one iteration": "--perturbation rbgm --iterations 1",
 }
 SAMPLERS = {"DDPM": "--sampler ddpm", "DDIM": "--sampler ddim", "VP-SDE": "--sampler sde"}
 ATTACKERS = {
@@ -56,10 +61,9 @@ def parse_arguments() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=words, default=["0", "1", "2"], help="training seeds")
-    parser.add_argument("--models", type=words, default=list(MODELS))
+    parser.add_argument("--models", type=words, default=list(MODELS)[:4], help="all: all of them")
     parser.add_argument("--samplers", type=words, default=list(SAMPLERS))
     parser.add_argument("--attackers", type=words, default=list(ATTACKERS))
-    parser.add_argument("--updates", type=int, default=2000)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--steps", type=int, default=5, help="of the purifier")
     parser.add_argument("--eps", default="0.2")
@@ -68,14 +72,18 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def slug(model: str) -> str:
+    return model.replace(",", "").replace(" ", "-").lower()
+
+
 def folder(model: str, seed: str, args: argparse.Namespace) -> Path:
-    return args.out / "models" / f"{model.replace(' ', '-').lower()}-{seed}"
+    return args.out / "models" / f"{slug(model)}-{seed}"
 
 
 def train(model: str, seed: str, args: argparse.Namespace) -> None:
     out = folder(model, seed, args)
     if MODELS[model] is not None and not (out / "MODEL_CARD.md").exists():
-        depure(f"train addt {MODELS[model]} --updates {args.updates} --seed {seed} --out {out}")
+        depure(f"train addt --preset digits {MODELS[model]} --seed {seed} --out {out}")
 
 
 def evaluate(

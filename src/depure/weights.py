@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
@@ -74,3 +78,39 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds a JSON {type(config).__name__}; expected an object")
     return config
+
+
+def write_safetensors(
+    tensors: dict[str, Tensor], path: Path, facts: dict[str, str] | None = None
+) -> None:
+    """Write one file atomically: it is there whole, or as it was before.
+
+    Args:
+        tensors: contiguous, none sharing memory.
+        path: its folder is made if it is missing.
+        facts: kept as the file's metadata.
+
+    Raises:
+        OSError: it cannot be written (a full disk, no permission).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, facts)
+        temporary.replace(path)
+    except (SafetensorError, OSError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            f"cannot write {path} ({error}): make room, or choose another folder, and run the same "
+            f"command again; what was written before is kept"
+        ) from error
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (first 16 hex digits) over names, shapes, dtypes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -424,11 +424,11 @@ def test_old_names_of_attention_weights(make_unet: MakeNet, tmp_path: Path) -> N
     [
         "ddpm",
         {},
-        diffusers.EDMEulerScheduler(),
+        diffusers.CosineDPMSolverMultistepScheduler(),
         diffusers.FlowMatchEulerDiscreteScheduler(),
         diffusers.DDIMScheduler(rescale_betas_zero_snr=True),
     ],
-    ids=["string", "empty", "EDM", "flow matching", "zero terminal SNR"],
+    ids=["string", "empty", "cosine EDM", "flow matching", "zero terminal SNR"],
 )
 def test_schedulers_of_another_kind_are_refused(make_net: MakeNet, scheduler: Any) -> None:
     with pytest.raises(ValueError, match=r"scheduler|beta"):

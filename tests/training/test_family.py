@@ -11,7 +11,7 @@ from torch import Tensor
 
 from depure.diffusion import VPSDE, VPDiscrete
 from depure.noise import Noise
-from depure.training import EDM, ContinuousVP, DiscreteVP, Family, denoising_loss
+from depure.training import EDM, ContinuousVP, DiscreteVP, Family
 
 DISCRETE = DiscreteVP(VPDiscrete.linear())
 CONTINUOUS = ContinuousVP(VPSDE())
@@ -109,12 +109,32 @@ def test_edm_is_precise_in_single_precision(sigma: float) -> None:
     assert float(error.abs().max()) < 2e-6
 
 
-def test_vp_loss_is_the_denoising_loss() -> None:
+def test_vp_loss_is_equation_14_of_ddpm() -> None:
     x0, t, eps = batch(DISCRETE)
-    alpha_bar = torch.tensor(DISCRETE.schedule.alpha_bar, dtype=torch.float64)
     loss = DISCRETE.loss(network, x0, t, eps)
     assert loss.shape == (B,)
-    torch.testing.assert_close(loss.mean(), denoising_loss(network, x0, t, eps, alpha_bar))
+    for i, time in enumerate(t.tolist()):
+        level = 1.0
+        for k in range(time + 1):
+            level *= 1.0 - (1e-4 + k * (0.02 - 1e-4) / 999)
+        x_t = level**0.5 * x0[i] + (1.0 - level) ** 0.5 * eps[i]
+        error = network(x_t[None], t[i : i + 1])[0] - eps[i]
+        assert float(loss[i]) == pytest.approx(float(error.square().mean()), rel=1e-10)
+
+
+def test_times_may_be_limited_to_part_of_the_chain() -> None:
+    u = torch.linspace(0.0005, 0.9995, 4000, dtype=torch.float64)
+    limited = DiscreteVP(VPDiscrete.linear(), t_max=0.15).times(u)
+    assert (int(limited.min()), int(limited.max())) == (0, 149)
+    assert int(DiscreteVP(VPDiscrete.linear(), t_max=1e-6).times(u).max()) == 0
+    real = ContinuousVP(VPSDE(), first=0.01, t_max=0.15).times(u)
+    assert float(real.min()) == pytest.approx(0.01, abs=1e-3)
+    assert float(real.max()) == pytest.approx(0.15, abs=1e-3)
+    for bad in (0.0, 1.1):
+        with pytest.raises(ValueError, match="t_max must lie in"):
+            DiscreteVP(VPDiscrete.linear(), t_max=bad)
+    with pytest.raises(ValueError, match=r"first must lie in \(0, 0.15\)"):
+        ContinuousVP(VPSDE(), first=0.2, t_max=0.15)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

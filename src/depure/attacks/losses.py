@@ -35,6 +35,33 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
 
 
+def dlr_targeted(logits: Tensor, pairs: Tensor) -> Tensor:
+    """Targeted difference of logits ratio (2003.01690, eq. 7); positive where the target leads y.
+
+    Args:
+        logits: (B, K).
+        pairs: (B,), the label and the class to reach in one number each, see `pair`.
+
+    Raises:
+        ValueError: with fewer than 4 classes.
+    """
+    classes = logits.shape[1]
+    if classes < 4:
+        raise ValueError(
+            f"the targeted DLR loss needs at least 4 classes; got {classes}: use loss='margin' "
+            f"and targets=0"
+        )
+    y, target = pairs // classes, pairs % classes
+    top = logits.topk(4, dim=1).values
+    spread = top[:, 0] - (top[:, 2] + top[:, 3]) / 2.0
+    return (_of(logits, target) - _of(logits, y)) / spread.clamp_min(1e-12)
+
+
+def pair(y: Tensor, target: Tensor, classes: int) -> Tensor:
+    """Label and target of each image in one number (B,), to travel where a label does."""
+    return y * classes + target
+
+
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 
 

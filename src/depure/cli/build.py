@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from depure.attacks import PGD, Attack
-from depure.data import Images, digits, image_folder
+from depure.data import Images, cifar, digits, image_folder, is_cifar
 from depure.diffusion import (
     DDIM,
     DDPM,
@@ -36,11 +36,29 @@ CONTINUOUS = ("sde", "ode", "ode-heun")
 
 def build_images(options: dict[str, Any], channels: int | None = None) -> Images:
     """The images asked for: class-balanced and the same for every run of that number."""
-    name, count = options["data"], options["images"]
+    return load_images(
+        options["data"], "test", options["image_size"], channels or 3, options["images"]
+    )
+
+
+def load_images(
+    name: str,
+    split: Literal["train", "test"],
+    size: int | None,
+    channels: int,
+    limit: int | None,
+) -> Images:
+    """The bundled digits, CIFAR as it lies on disk, or a folder of images (which has no split)."""
     if name == "digits":
-        found = digits("test")
-        return found if count is None else found.sample(count)
-    return image_folder(Path(name), size=options["image_size"], channels=channels or 3, limit=count)
+        found = digits(split)
+        return found if limit is None else found.sample(limit)
+    if is_cifar(Path(name)):
+        if size not in (None, 32) or channels != 3:
+            raise ValueError(
+                f"{name} holds CIFAR, 3x32x32; got image size {size} and {channels} channels"
+            )
+        return cifar(Path(name), split, limit=limit)
+    return image_folder(Path(name), size=size, channels=channels, limit=limit)
 
 
 def build_backprop(options: dict[str, Any]) -> Backprop:

@@ -2,178 +2,338 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
+import torch
+from torch import nn
 
-from depure.cli import options as opts
+from depure.cli import train_options as opts
+from depure.cli.build import load_images
+from depure.cli.checks import classifier_measure, denoiser_measure, sample_sheet
+from depure.cli.monitor import Monitor
+from depure.cli.options import common, config
 from depure.cli.show import console, progress_bar
-from depure.data import Images, digits, image_folder
-from depure.diffusion import VPSDE, VPDiscrete
-from depure.training import ADDT, ContinuousVP, DiscreteVP, Family, Plan, fine_tune
-from depure.training.addt import Perturbation
+from depure.data import Images
+from depure.diffusion import VPSDE, Denoiser, Karras, Schedule, VPDiscrete
+from depure.threat import L2, Linf
+from depure.training import (
+    ADDT,
+    EDM,
+    TRADES,
+    Augment,
+    ContinuousVP,
+    CrossEntropy,
+    Denoising,
+    DiscreteVP,
+    Family,
+    Flip,
+    Objective,
+    PGDTraining,
+    Plan,
+    Shift,
+    accuracy,
+    seeded,
+    train,
+)
 from depure.zoo import load_classifier, load_denoiser
+from depure.zoo.build import new_classifier, new_unet
+from depure.zoo.save import save_classifier, save_denoiser
 
 
-@click.group("train", short_help="Train diffusion models that purify better.")
+@click.group("train", short_help="Train diffusion models that purify better, and classifiers.")
 def command() -> None:
-    """Train diffusion models that purify better."""
+    """Train classifiers, diffusion models, and diffusion models that purify better.
+
+    \b
+    From nothing to a defended classifier, on the bundled digits, in minutes:
+      depure train classifier --preset digits --out models/classifier
+      depure train diffusion  --preset digits --out models/diffusion
+      depure train addt --preset digits --denoiser models/diffusion \\
+             --classifier small-cnn:models/classifier/classifier.safetensors --out models/addt
+      depure evaluate --denoiser models/addt --steps 5 --eps 0.2 --images 64
+    The rival defence:
+      depure train adversarial --preset digits --out models/adversarial
+
+    Killed at any moment, the same command continues and ends with the very same weights.
+    Many GPUs: accelerate launch -m depure train ...
+    """
 
 
-@command.command("addt", short_help="Fine-tune a denoiser adversarially (ADDT).")
-@opts.config
-@click.option(
-    "--data",
-    default="digits",
-    show_default=True,
-    metavar="digits|FOLDER",
-    help="Bundled digits (train split), or FOLDER/CLASS/image files.",
-)
-@click.option("--image-size", type=click.IntRange(1), default=None, help="Resize and crop to this.")
-@click.option(
-    "--denoiser",
-    default="digits",
-    show_default=True,
-    metavar="digits|FOLDER",
-    help="Where training starts: the bundled model, or a folder that diffusers saved.",
-)
-@click.option(
-    "--classifier",
-    default="digits",
-    show_default=True,
-    metavar="digits|ARCH:FILE",
-    help="The guide, as in `depure evaluate`.",
-)
-@click.option(
-    "--family",
-    default="ddpm",
-    show_default=True,
-    type=click.Choice(["ddpm", "vpsde"]),
-    help="Times and labels: discrete indices, or the continuous VP-SDE.",
-)
-@click.option(
-    "--perturbation",
-    default="rbgm",
-    show_default=True,
-    type=click.Choice(list(get_args(Perturbation))),
-    help="rbgm: ADDT. pgd: ADDT without RBGM (classifier-guided adversarial training). "
-    "none: plain fine-tuning, the control.",
-)
-@click.option("--unit", default=0.03, show_default=True, type=float, help="ADDT's lambda_unit.")
-@click.option("--high", default=0.3, show_default=True, type=float, help="ADDT's lambda_max.")
-@click.option("--iterations", default=5, show_default=True, type=click.IntRange(1), help="CGPO.")
-@click.option("--updates", default=2000, show_default=True, type=click.IntRange(1))
-@click.option("--batch", default=64, show_default=True, type=click.IntRange(1))
-@click.option("--lr", default=2e-4, show_default=True, type=float)
-@opts.common
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("models/addt"),
-    show_default=True,
-    help="Folder for the trained model (diffusers layout); the same command continues a "
-    "stopped training.",
-)
-def addt(**options: Any) -> None:
+@command.command("classifier", short_help="Train a classifier (cross-entropy).")
+@opts.preset
+@config
+@opts.training(updates=2000, lr=3e-3, rate="cosine", out="models/classifier")
+@opts.classifier_to_train
+@common
+def classifier_command(**options: Any) -> None:
+    """Train a classifier with cross-entropy and the usual augmentation."""
+    _train_classifier(options, CrossEntropy())
+
+
+@command.command("adversarial", short_help="Train a classifier adversarially (PGD-AT, TRADES).")
+@opts.preset
+@config
+@opts.training(updates=2000, lr=3e-3, rate="cosine", out="models/adversarial")
+@opts.classifier_to_train
+@opts.inner_attack
+@common
+def adversarial_command(**options: Any) -> None:
+    """Adversarial training of the classifier: what a purifier competes with.
+
+    PGD-AT (Madry et al., 1706.06083) trains on attacked images; TRADES (Zhang et al., 1901.08573)
+    on clean ones, with a penalty for predictions that change under attack.
+    """
+    ball = {"linf": Linf, "l2": L2}[options["ball"]](options["eps"])
+    steps, size = options["attack_steps"], options["step_size"]
+    objective: Objective = PGDTraining(ball, steps, size)
+    if options["method"] == "trades":
+        objective = TRADES(ball, options["beta"], steps, size)
+    _train_classifier(options, objective)
+
+
+def _train_classifier(options: dict[str, Any], objective: Objective) -> None:
+    images, held = _data(options)
+    with seeded(options["seed"]):
+        network = new_classifier(options["arch"], images.x.shape[1], len(images.classes))
+    arch = options["arch"] if options["arch"].startswith("resnet") else "small-cnn"
+    file = Path("classifier.safetensors")
+
+    def save(network: nn.Module, folder: Path) -> None:
+        save_classifier(network, folder / file)
+
+    measure = partial(classifier_measure, held=held, eps=options["check_eps"])
+    _run(options, network, objective, images, save, measure if len(held) else None)
+    if _main():
+        found = accuracy(network, held if len(held) else images)
+        where = "held-out" if len(held) else "training"
+        console().print(f"accuracy on the {where} images: {100 * found:.1f} %")
+        console().print(f"use it with --classifier {arch}:{options['out'] / file}")
+
+
+@command.command("diffusion", short_help="Train a diffusion model (DDPM, VP-SDE, EDM).")
+@opts.preset
+@config
+@opts.training(updates=5000, lr=2e-3, rate="cosine", out="models/diffusion")
+@opts.unet_to_train
+@opts.family
+@opts.guide(checks_only=True)
+@common
+def diffusion_command(**options: Any) -> None:
+    """Train a diffusion model from nothing with the plain denoising loss."""
+    images, held = _data(options)
+    with seeded(options["seed"]):
+        network = new_unet(
+            images.x.shape[-1], images.x.shape[1], _numbers(options, "widths"),
+            layers=options["layers"], attention=_numbers(options, "attention"),
+            dropout=options["dropout"] or 0.0,
+        )  # fmt: skip
+    family, schedule = _family(options, VPDiscrete.linear())
+    _train_denoiser(options, network, Denoising(family), schedule, images, held)
+
+
+@command.command("addt", short_help="Fine-tune a diffusion model adversarially (ADDT).")
+@opts.preset
+@config
+@opts.training(updates=2000, lr=2e-4, rate="constant", out="models/addt")
+@opts.denoiser_to_tune
+@opts.family
+@opts.guide(checks_only=False)
+@opts.perturbation
+@common
+def addt_command(**options: Any) -> None:
     """Adversarial denoising diffusion training (Liu et al., ICLR 2025).
 
-    Starts from a trained denoiser. Killed at any moment, the same command continues and ends
-    with the very same weights. The result is a folder for `--denoiser`:
+    Starts from a trained denoiser; the result is a folder for `--denoiser`:
 
     \b
       depure train addt --out models/addt
       depure evaluate --denoiser models/addt --steps 10 --eps 0.2
+
+    `--perturbation none` is plain fine-tuning with the same settings, the control that every
+    claim about ADDT needs.
     """
-    denoiser = load_denoiser(options["denoiser"])
-    network = denoiser.network.to(options["device"])
-    classifier = load_classifier(options["classifier"]).to(options["device"])
-    family = _family(options["family"], denoiser.schedule)
-    images = _images(options, getattr(classifier, "channels", 3))
+    images, held = _data(options)
+    start = load_denoiser(options["denoiser"])
+    _check_start(start, images)
+    guide = load_classifier(options["classifier"])
+    guides = options["guide"] == "ce" and options["perturbation"] != "none"
+    if guides or len(held):
+        _check_guide(guide, images)
     settings = ADDT(
-        perturbation=options["perturbation"],
-        iterations=options["iterations"],
-        unit=options["unit"],
-        high=options["high"],
-    )
-    plan = Plan(options["updates"], options["batch"], options["lr"], seed=options["seed"])
+        perturbation=options["perturbation"], iterations=options["iterations"],
+        accumulate=options["accumulate"], guide=options["guide"], unit=options["unit"],
+        high=options["high"], scope=options["scope"], eps=options["eps"],
+        step=options["eps"] / 2 if options["step_size"] is None else options["step_size"],
+    )  # fmt: skip
+    family, schedule = _family(options, start.schedule)
+    objective = Denoising(family, settings, guide.to(_device(options)))
+    _train_denoiser(options, start.network, objective, schedule, images, held)
+
+
+def _train_denoiser(
+    options: dict[str, Any],
+    network: nn.Module,
+    objective: Denoising,
+    schedule: Schedule,
+    images: Images,
+    held: Images,
+) -> None:
+    def purifier(network: nn.Module) -> Denoiser:
+        edm = isinstance(schedule, Karras)
+        return Denoiser(network, schedule, "edm" if edm else "epsilon")
+
+    def save(network: nn.Module, folder: Path) -> None:
+        save_denoiser(network, schedule, folder)
+
+    measure = None
+    if len(held):
+        guide = load_classifier(options["classifier"]).to(_device(options))
+        measure = partial(
+            denoiser_measure, wrap=purifier, guide=guide, held=held, eps=options["check_eps"]
+        )
+    picture = partial(sample_sheet, wrap=purifier, images=images, t_max=options["t_max"])
+    _run(options, network, objective, images, save, measure, picture)
+    if _main():
+        console().print(f"use it with --denoiser {options['out']}")
+
+
+def _run(
+    options: dict[str, Any],
+    network: nn.Module,
+    objective: Objective,
+    images: Images,
+    save: Callable[[nn.Module, Path], None],
+    measure: Callable[[nn.Module], dict[str, float]] | None,
+    picture: Callable[[nn.Module, Path], None] | None = None,
+) -> None:
+    """Train under watch; write the last weights, the best ones if they are known, and a card."""
     folder: Path = options["out"]
-    log = _Log(folder / "metrics.jsonl")
-    with progress_bar("training", plan.updates, unit="updates") as bar:
-
-        def report(update: int, total: int, loss: float) -> None:
-            bar(update, total)
-            log(update, loss)
-
-        fine_tune(
-            network, classifier, family, images, settings, plan,
-            checkpoint=folder / "checkpoint.safetensors", progress=report,
+    plan = Plan(
+        options["updates"], options["batch"], options["lr"], options["rate"],
+        betas=(options["beta1"], options["beta2"]), weight_decay=options["weight_decay"],
+        dropout=options["dropout"], max_decay=options["max_decay"], seed=options["seed"],
+        save_every=options["save_every"],
+    )  # fmt: skip
+    augment: tuple[Augment, ...] = (Shift(options["shift"]),) if options["shift"] else ()
+    augment += (Flip(),) if options["flip"] else ()
+    network.to(_device(options))
+    with progress_bar("training", plan.updates, not _main(), "updates") as bar:
+        monitor = Monitor(
+            folder, network, bar, measure, picture, lambda n: save(n, folder / "best"),
+            options["check_every"], tensorboard=options["tensorboard"],
         )  # fmt: skip
-    _save(network, denoiser.schedule, folder, settings, plan, images, family)
-    console().print(f"saved {folder}: use it with --denoiser {folder}")
+        train(
+            network, objective, images, plan, augment=augment,
+            checkpoint=folder / "checkpoint.safetensors", watch=monitor if _main() else None,
+            processes=_processes(options),
+        )  # fmt: skip
+    if _main():
+        save(network, folder)
+        _card(folder, objective, plan, augment, images)
+        console().print(f"saved {folder}")
 
 
-def _family(name: str, schedule: object) -> Family:
+def _card(
+    folder: Path, objective: Objective, plan: Plan, augment: tuple[Augment, ...], images: Images
+) -> None:
+    words = shlex.join(["depure", *sys.argv[1:]])
+    (folder / "MODEL_CARD.md").write_text(
+        f"# A model trained by Depure\n\n- **Command**: `{words}`\n- **Data**: {images!r}\n"
+        f"- **Objective**: {objective.describe()}\n- **Plan**: {plan!r}\n"
+        f"- **Augmentation**: {augment!r}\n- **Weights**: their running average over training\n"
+        f"- **Made with**: torch {torch.__version__}\n"
+    )
+
+
+def _data(options: dict[str, Any]) -> tuple[Images, Images]:
+    """Training images, and those held out of them for checks."""
+    images = load_images(options["data"], "train", options["image_size"], options["channels"],
+                         options["images"])  # fmt: skip
+    held = options["check_images"]
+    if not held:
+        return images, images[:0]
+    if held >= len(images):
+        raise ValueError(f"--check-images must be below the {len(images)} images; got {held}")
+    apart = images.sample(held, seed=1)
+    kept = ~torch.isin(images.index, apart.index)
+    return images[kept], apart
+
+
+def _family(options: dict[str, Any], schedule: Schedule) -> tuple[Family, Schedule]:
+    name, t_max = options["family"], options["t_max"]
+    if name == "edm":
+        karras = schedule if isinstance(schedule, Karras) else Karras()
+        return EDM(karras.sigma_data, options["p_mean"], options["p_std"]), karras
     if name == "vpsde":
-        return ContinuousVP(VPSDE())
+        return ContinuousVP(VPSDE(), t_max=t_max), VPSDE()
     if not isinstance(schedule, VPDiscrete):
         raise ValueError(
-            f"the family ddpm needs a discrete schedule; the denoiser has {schedule!r}"
+            f"the family ddpm needs a discrete schedule; the denoiser has {schedule!r}: pass "
+            f"--family edm"
         )
-    return DiscreteVP(schedule)
+    return DiscreteVP(schedule, t_max), schedule
 
 
-def _images(options: dict[str, Any], channels: int) -> Images:
-    if options["data"] == "digits":
-        return digits("train")
-    return image_folder(options["data"], size=options["image_size"], channels=channels)
+def _check_start(start: Denoiser, images: Images) -> None:
+    """Refuse a denoiser that was made for other images."""
+    config: Any = getattr(start.network, "config", None)
+    channels = getattr(config, "in_channels", images.x.shape[1])
+    size = getattr(config, "sample_size", images.x.shape[-1])
+    if (channels, size) != (images.x.shape[1], images.x.shape[-1]):
+        raise ValueError(
+            f"the denoiser takes images of {channels}x{size}x{size}; the data are "
+            f"{'x'.join(str(n) for n in images.x.shape[1:])}: choose another, or --image-size"
+        )
 
 
-class _Log:
-    """One line of JSON for every 20th update; a resumed run appends."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self.losses: list[float] = []
-
-    def __call__(self, update: int, loss: float) -> None:
-        self.losses.append(loss)
-        if update % 20 == 0:
-            mean = sum(self.losses) / len(self.losses)
-            with self.path.open("a") as file:
-                file.write(json.dumps({"update": update, "loss": round(mean, 6)}) + "\n")
-            self.losses.clear()
+def _check_guide(guide: nn.Module, images: Images) -> None:
+    """Refuse a guide that does not take the images or does not know their classes."""
+    try:
+        with torch.no_grad():
+            logits = guide(images.x[:1])
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the guide does not take these images: {error}") from error
+    if logits.shape[1] < len(images.classes):
+        raise ValueError(
+            f"the guide tells {logits.shape[1]} classes apart; the data have "
+            f"{len(images.classes)}: choose a classifier trained on these classes"
+        )
 
 
-def _save(
-    network: Any,
-    schedule: object,
-    folder: Path,
-    settings: ADDT,
-    plan: Plan,
-    images: Images,
-    family: Family,
-) -> None:
-    """The folder that diffusers would have saved, with a model card."""
-    network.save_pretrained(folder / "unet", safe_serialization=True)
-    betas = list(schedule.betas) if isinstance(schedule, VPDiscrete) else None
-    scheduler = {
-        "_class_name": "DDPMScheduler",
-        "num_train_timesteps": len(betas or []),
-        "trained_betas": betas,
-        "prediction_type": "epsilon",
-    }
-    (folder / "scheduler").mkdir(exist_ok=True)
-    text = json.dumps(scheduler) + "\n"
-    (folder / "scheduler" / "scheduler_config.json").write_text(text)
-    command = shlex.join(["depure", *sys.argv[1:]])
-    (folder / "MODEL_CARD.md").write_text(
-        f"# A denoiser fine-tuned by Depure\n\n"
-        f"- **Command**: `{command}`\n- **Data**: {images!r}\n- **Family**: {family!r}\n"
-        f"- **Perturbation**: {settings!r}\n- **Plan**: {plan!r}\n"
-        f"- **Weights**: their running average over training\n"
-    )
+def _numbers(options: dict[str, Any], name: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in options[name].split(",") if word.strip())
+    except ValueError:
+        raise ValueError(f"--{name} must be whole numbers such as 32,64; got {options[name]!r}") \
+            from None  # fmt: skip
+
+
+def _many() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _main() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _processes(options: dict[str, Any]) -> Any:
+    """An accelerate `Accelerator` where it is needed: many processes, or mixed precision."""
+    if not _many() and options["precision"] == "float32":
+        return None
+    from accelerate import Accelerator
+
+    mixed = "no" if options["precision"] == "float32" else "bf16"
+    return Accelerator(mixed_precision=mixed, cpu=options["device"] == "cpu")
+
+
+def _device(options: dict[str, Any]) -> torch.device:
+    if _many() and options["device"].startswith("cuda"):
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(options["device"])

@@ -12,8 +12,8 @@ from depure.diffusion.backprop import (
 from depure.diffusion.chain import Chain
 from depure.diffusion.denoiser import Denoiser, Estimate
 from depure.diffusion.grid import Grid
-from depure.diffusion.samplers import DDIM, DDPM, EulerMaruyama, ProbabilityFlow, Sampler
-from depure.diffusion.schedule import VPSDE, Schedule, VPDiscrete
+from depure.diffusion.samplers import DDIM, DDPM, EulerMaruyama, Heun, ProbabilityFlow, Sampler
+from depure.diffusion.schedule import VPSDE, Karras, Schedule, VPDiscrete
 
 __all__ = [
     "DDIM",
@@ -29,6 +29,8 @@ __all__ = [
     "EulerMaruyama",
     "Full",
     "Grid",
+    "Heun",
+    "Karras",
     "ProbabilityFlow",
     "Sampler",
     "Schedule",

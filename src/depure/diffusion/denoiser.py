@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, cast, get_args
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from depure.diffusion.schedule import Schedule, Time
+from depure.diffusion.schedule import Karras, Schedule, Time
 
-Prediction = Literal["epsilon", "x0", "v"]
+Prediction = Literal["epsilon", "x0", "v", "edm"]
 
 
 class Estimate(NamedTuple):
@@ -32,6 +32,12 @@ class Denoiser(nn.Module):
         network: called as `network(x, labels)`, labels (B,) int64 or of the dtype of x.
         schedule: the noise schedule of the times given.
         prediction: "epsilon" (noise), "x0" (image) or "v" = alpha eps - sigma x0 (2202.00512).
+            On a `Karras` schedule "edm": the network is the raw F of EDM's preconditioning,
+            x0 = c_skip x + c_out F(c_in x, c_noise) (2206.00364, equation 7 and table 1); or "v",
+            which is -F there (and the v above where sigma_data is 1).
+
+    Raises:
+        ValueError: if the prediction is none of the schedule's.
 
     Example:
         >>> denoiser = Denoiser.from_diffusers("path/to/ddpm-cifar10")  # doctest: +SKIP
@@ -46,9 +52,11 @@ class Denoiser(nn.Module):
         freeze: bool = True,
     ) -> None:
         super().__init__()
-        if prediction not in get_args(Prediction):
+        known = ("edm", "v") if isinstance(schedule, Karras) else ("epsilon", "x0", "v")
+        if prediction not in known:
             raise ValueError(
-                f"prediction must be one of {', '.join(get_args(Prediction))}; got {prediction!r}"
+                f"prediction must be one of {', '.join(known)}; got {prediction!r}: "
+                f'"edm" goes with the schedule Karras and no other; the schedule is {schedule!r}'
             )
         self.network = network
         self.schedule = schedule
@@ -77,6 +85,8 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Time) -> Estimate:
         """Estimates for x (B, C, H, W) in diffusion space at the scalar time t."""
+        if isinstance(self.schedule, Karras):
+            return self._preconditioned(x, self.schedule.sigma(t), self.schedule.sigma_data)
         out = self._predict(x, t)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         if self.prediction == "epsilon":
@@ -84,6 +94,15 @@ class Denoiser(nn.Module):
         if self.prediction == "x0":
             return Estimate(out, (x - alpha * out) / sigma)
         return Estimate(alpha * x - sigma * out, sigma * x + alpha * out)
+
+    def _preconditioned(self, x: Tensor, sigma: float, sigma_data: float) -> Estimate:
+        """EDM's x0, and eps = (x - x0) / sigma written out, free of that cancellation."""
+        total = sigma**2 + sigma_data**2
+        c_in = total**-0.5
+        raw = self._predict(c_in * x, sigma)
+        slope = (sigma_data if self.prediction == "edm" else -sigma_data) * c_in * raw
+        x0 = sigma_data**2 / total * x + sigma * slope
+        return Estimate(x0, sigma / total * x - slope)
 
     def _predict(self, x: Tensor, t: Time) -> Tensor:
         label = self.schedule.label(t)

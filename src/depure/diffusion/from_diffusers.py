@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from depure.diffusion.schedule import VPDiscrete
+from depure.diffusion.schedule import Karras, Schedule, VPDiscrete
 from depure.weights import fit_weights, read_config, read_safetensors
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
+_EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+_EDM_PREDICTIONS = {"epsilon": "edm", "v_prediction": "v"}
 
 
 def read_folder(root: Path) -> tuple[nn.Module, dict[str, Any] | None]:
@@ -72,13 +74,15 @@ def _find_scheduler(root: Path, folder: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def read_scheduler(scheduler: object) -> tuple[VPDiscrete, Any]:
+def read_scheduler(scheduler: object) -> tuple[Schedule, Any]:
     """Schedule and prediction type of a diffusers scheduler or of its config (a mapping).
 
     Raises:
         ValueError: for a beta schedule or prediction type that this library does not know.
     """
     config: Any = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", {})
+    if config.get("_class_name", type(scheduler).__name__) in _EDM:
+        return _read_edm(config)
     kind = config.get("beta_schedule")
     if kind is None and config.get("trained_betas") is None:
         raise ValueError(
@@ -108,3 +112,19 @@ def read_scheduler(scheduler: object) -> tuple[VPDiscrete, Any]:
             f"beta_schedule must be linear, scaled_linear or squaredcos_cap_v2; got {kind!r}"
         )
     return schedule, _PREDICTIONS[prediction]
+
+
+def _read_edm(config: Mapping[str, Any]) -> tuple[Karras, Any]:
+    """EDM in diffusers: "epsilon" is the raw F of the preconditioning, "v_prediction" is -F.
+
+    How diffusers would sample (its sigma schedule, its last sigma) is not read: grids are ours.
+    """
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in _EDM_PREDICTIONS:
+        raise ValueError(
+            f"prediction_type of an EDM scheduler must be one of {', '.join(_EDM_PREDICTIONS)}; "
+            f"got {prediction!r}"
+        )
+    names = ("sigma_data", "sigma_min", "sigma_max", "rho")
+    settings = {name: float(config[name]) for name in names if name in config}
+    return Karras(**settings), _EDM_PREDICTIONS[prediction]

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from depure import __version__
 from depure.attacks.base import Attack
 from depure.data.images import Images
 from depure.purify.defended import Defended
 from depure.threat import Ball, Threat
+from depure.weights import fingerprint
 
 SCHEMA = "depure.card/1"
 _SPEED_ONLY = ("chunk",)  # settings that cannot change a result
@@ -36,16 +37,6 @@ def _resolved(attack: dict[str, Any], ball: Ball) -> dict[str, Any]:
     if "step_size" in attack and attack["step_size"] is None:
         return {**attack, "step_size": ball.default_step}
     return attack
-
-
-def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 (first 16 hex digits) over names, shapes, dtypes and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def describe(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from depure.attacks.base import Attack
@@ -21,6 +19,7 @@ from depure.noise import Noise
 from depure.purify.base import check_stages
 from depure.purify.defended import Defended
 from depure.threat import Threat
+from depure.weights import write_safetensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +49,7 @@ class Shard:
     def save(self, path: Path, cost: Cost) -> None:
         """Write atomically."""
         tensors = {f.name: getattr(self, f.name).contiguous() for f in fields(self)}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        save_file(tensors, temporary, {"cost": json.dumps(vars(cost))})
-        temporary.replace(path)
+        write_safetensors(tensors, path, {"cost": json.dumps(vars(cost))})
 
     @staticmethod
     def load(path: Path) -> tuple[Shard, Cost]:
@@ -116,7 +113,8 @@ def compute_shard(
 
     def watch(iteration: int, measured: Expected) -> None:
         trace.append(measured._replace(grad=torch.empty(0)))
-        tick(min(1.0, (iteration + 1) / getattr(attack, "steps", 1)))
+        total = getattr(attack, "iterations", getattr(attack, "steps", 1))
+        tick(min(1.0, (iteration + 1) / total))
 
     with counted(model) as cost:
         x_adv = attack(model, x, y, threat.ball, base.fold("attack"), watch)

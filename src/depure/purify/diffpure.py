@@ -21,8 +21,9 @@ class DiffPure(Purifier):
     Args:
         denoiser: the diffusion model.
         sampler: the reverse rule.
-        t_star: how far to noise, as a fraction of the chain (0.1 of T = 1000 is 100 steps).
-        steps: reverse steps per round; None visits every index.
+        t_star: how far to noise, as a fraction of the chain (0.1 of T = 1000 is 100 steps); on a
+            `Karras` schedule the noise level in [-1, 1] space (ADDT's EDM: 0.5).
+        steps: reverse steps per round; None visits every index (18 noise levels on `Karras`).
         rounds: how often to noise and denoise in sequence.
         backprop: how gradients are made; exact and within a memory budget by default.
         convention: which published index arithmetic to follow, see `Grid`.

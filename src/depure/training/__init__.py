@@ -1,4 +1,4 @@
-"""Training: pure losses, an average of weights, and short loops."""
+"""Training: objectives, the loop that minimises them, and ADDT's search for adversarial noise."""
 
 from depure.training.addt import (
     ADDT,
@@ -7,37 +7,40 @@ from depure.training.addt import (
     cgpo,
     classifier_guided_pgd,
 )
-from depure.training.classifier import Augment, Shift, accuracy, train_classifier
-from depure.training.diffusion import train_denoiser
+from depure.training.adversarial import TRADES, PGDTraining
+from depure.training.augment import Augment, Flip, Shift
 from depure.training.ema import EMA
 from depure.training.family import EDM, ContinuousVP, DiscreteVP, Family
-from depure.training.finetune import Plan, fine_tune
-from depure.training.loop import Progress, seeded
-from depure.training.losses import denoising_loss, diffuse
+from depure.training.loop import accuracy, seeded
+from depure.training.objective import CrossEntropy, Denoising, Objective
+from depure.training.plan import Plan
 from depure.training.rbgm import mixing, rank_map
+from depure.training.train import Watch, train
 
 __all__ = [
     "ADDT",
     "EDM",
     "EMA",
+    "TRADES",
     "Augment",
     "ContinuousVP",
+    "CrossEntropy",
+    "Denoising",
     "DiscreteVP",
     "Family",
+    "Flip",
+    "Objective",
+    "PGDTraining",
     "Plan",
-    "Progress",
     "Shift",
+    "Watch",
     "accuracy",
     "addt_loss",
     "adversarial_noise",
     "cgpo",
     "classifier_guided_pgd",
-    "denoising_loss",
-    "diffuse",
-    "fine_tune",
     "mixing",
     "rank_map",
     "seeded",
-    "train_classifier",
-    "train_denoiser",
+    "train",
 ]

@@ -1,4 +1,4 @@
-"""What the training loops share: seeds, the learning rate's shape, a guard."""
+"""Small parts of the training loop: seeds, the learning rate's shape, guards, accuracy."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-Progress = Callable[[int, int, float], None]
-"""Called after each update with its number (from 1), the number of all updates, and the loss."""
+from depure.data.images import Images
 
 
 @contextmanager
@@ -75,3 +74,21 @@ def check_positive(**numbers: float) -> None:
     for name, value in numbers.items():
         if not value > 0:
             raise ValueError(f"{name} must be above 0; got {value}")
+
+
+@torch.no_grad()
+def accuracy(model: Callable[[Tensor], Tensor], images: Images, batch_size: int = 256) -> float:
+    """The share of ``images`` that ``model`` puts in their class, in ``[0, 1]``.
+
+    The model is used in the mode it is in.
+
+    Raises:
+        ValueError: there are no images.
+    """
+    check_positive(images=len(images), batch_size=batch_size)
+    device = device_of(model) if isinstance(model, nn.Module) else images.x.device
+    right = 0
+    for rows in torch.split(torch.arange(len(images)), batch_size):
+        logits = model(images.x[rows].to(device))
+        right += int((logits.argmax(1).cpu() == images.y[rows].cpu()).sum())
+    return right / len(images)

@@ -3,6 +3,7 @@
 from depure.diffusion.samplers.base import Sampler
 from depure.diffusion.samplers.ddim import DDIM
 from depure.diffusion.samplers.ddpm import DDPM
+from depure.diffusion.samplers.heun import Heun
 from depure.diffusion.samplers.sde import EulerMaruyama, ProbabilityFlow
 
-__all__ = ["DDIM", "DDPM", "EulerMaruyama", "ProbabilityFlow", "Sampler"]
+__all__ = ["DDIM", "DDPM", "EulerMaruyama", "Heun", "ProbabilityFlow", "Sampler"]

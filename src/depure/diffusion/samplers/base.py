@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from depure.diffusion.denoiser import Denoiser
-from depure.diffusion.schedule import Schedule, Time
+from depure.diffusion.schedule import Karras, Schedule, Time
 
 
 class Sampler(ABC):
@@ -29,6 +29,15 @@ class Sampler(ABC):
 
     def check(self, schedule: Schedule) -> None:  # noqa: B027 (most rules suit every schedule)
         """Raise ValueError if this rule does not suit the schedule."""
+
+
+def refuse_karras(rule: Sampler, schedule: Schedule) -> None:
+    """Raise ValueError if the schedule does not preserve variance, as the rule supposes."""
+    if isinstance(schedule, Karras):
+        raise ValueError(
+            f"{rule!r} supposes a schedule that preserves variance, but the denoiser's schedule "
+            f"is {schedule!r}: use Heun(), with churn for fresh noise, or DDIM(eta=0)"
+        )
 
 
 def clamp_unit(x0: Tensor, clip: bool) -> Tensor:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from depure.diffusion.denoiser import Denoiser
-from depure.diffusion.samplers.base import Sampler, clamp_unit
-from depure.diffusion.schedule import Time
+from depure.diffusion.samplers.base import Sampler, clamp_unit, refuse_karras
+from depure.diffusion.schedule import Schedule, Time
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class DDIM(Sampler):
     """Implicit sampling (Song et al., 2010.02502, eq. 12 and 16), any stride.
 
     Args:
-        eta: 0 is deterministic, 1 has the variance of ancestral sampling.
+        eta: 0 is deterministic, 1 has the variance of ancestral sampling. On a `Karras` schedule
+            only 0, which is Euler's method there.
         clip_x0: clamp x0_hat to [-1, 1] (ADDT does); eps is left as it was, as in diffusers.
     """
 
@@ -33,9 +34,15 @@ class DDIM(Sampler):
         """When eta is above zero."""
         return self.eta > 0.0
 
+    def check(self, schedule: Schedule) -> None:
+        """Raise ValueError if eta is above zero on a Karras schedule."""
+        if self.eta > 0.0:
+            refuse_karras(self, schedule)
+
     def step(self, denoiser: Denoiser, x: Tensor, t: Time, s: Time, z: Tensor | None) -> Tensor:
         """x_s = alpha_s x0 + sqrt(sigma_s^2 - sd^2) eps + sd z."""
         schedule = denoiser.schedule
+        self.check(schedule)
         x0, eps = denoiser(x, t)
         x0 = clamp_unit(x0, self.clip_x0)
         sigma_t, sigma_s = schedule.sigma(t), schedule.sigma(s)

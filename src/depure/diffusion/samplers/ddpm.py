@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from depure.diffusion.denoiser import Denoiser
-from depure.diffusion.samplers.base import Sampler, clamp_unit
+from depure.diffusion.samplers.base import Sampler, clamp_unit, refuse_karras
 from depure.diffusion.schedule import Schedule, Time
 
 
@@ -37,9 +37,14 @@ class DDPM(Sampler):
         """Always."""
         return True
 
+    def check(self, schedule: Schedule) -> None:
+        """Raise ValueError on a Karras schedule."""
+        refuse_karras(self, schedule)
+
     def step(self, denoiser: Denoiser, x: Tensor, t: Time, s: Time, z: Tensor | None) -> Tensor:
         """x_s = posterior mean + standard deviation * z."""
         schedule = denoiser.schedule
+        self.check(schedule)
         x0 = clamp_unit(denoiser(x, t).x0, self.clip_x0)
         ratio, beta, posterior = _transition(schedule, t, s)
         var_t, var_s = schedule.sigma(t) ** 2, schedule.sigma(s) ** 2

@@ -10,14 +10,16 @@ from torch import Tensor
 
 from depure.diffusion.denoiser import Denoiser
 from depure.diffusion.samplers.base import Sampler
-from depure.diffusion.schedule import VPSDE, Schedule, Time
+from depure.diffusion.schedule import VPSDE, Karras, Schedule, Time
 
 
 def _vpsde(schedule: Schedule) -> VPSDE:
     if not isinstance(schedule, VPSDE):
+        karras = isinstance(schedule, Karras)
+        cure = "use Heun()" if karras else "build the denoiser with schedule=VPSDE()"
         raise ValueError(
             f"this sampler integrates the VP-SDE, but the denoiser's schedule is {schedule!r}: "
-            f"build the denoiser with schedule=VPSDE()"
+            f"{cure}"
         )
     return schedule
 

@@ -1,0 +1,130 @@
+"""Queries without gradients: what a black-box attack asks of a defence."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from depure.attacks.expected import Expected, distinct_draws, rows_at_once
+from depure.attacks.losses import margin
+from depure.attacks.model import Model
+from depure.noise import Noise
+from depure.threat import Ball
+
+_BITS = 16  # signs made of one random number
+
+
+class Answer(NamedTuple):
+    """Averages over the draws, for every image and candidate."""
+
+    margin: Tensor  # (B, N), of the best wrong logit over the label's: positive when wrong
+    accuracy: Tensor  # (B, N), share of draws with the right label
+
+
+@torch.no_grad()
+def ask(
+    model: Model,
+    points: Tensor,
+    y: Tensor,
+    noise: Noise,
+    draws: int,
+    chunk: int | None = None,
+) -> Answer:
+    """Mean margin and accuracy of N candidates of each image, all under the same draws.
+
+    The N candidates of an image meet the same random numbers, so that their differences are not
+    those of the draws. Neither the chunk nor the other images change an answer beyond float
+    rounding.
+
+    Args:
+        model: the defence.
+        points: candidates (B, N, C, H, W) in [0, 1], B at least 1.
+        y: labels (B,).
+        noise: one row per image; draw j of image i is row j of `noise.draws(draws)`.
+        draws: draws averaged (one, if all would coincide).
+        chunk: rows per forward pass; None takes `rows_at_once`.
+
+    Raises:
+        ValueError: if the model has one class only.
+    """
+    images, candidates = points.shape[:2]
+    flat = points.flatten(0, 1)
+    draws = distinct_draws(model.stages, noise, draws)
+    rows = noise.draws(draws) if draws > 1 else noise
+    chunk = rows_at_once(flat) if chunk is None else chunk
+    place = torch.arange(images * candidates).view(images, 1, candidates)
+    place = place.expand(-1, draws, -1).flatten().to(flat.device)
+    draw = torch.arange(images * draws).repeat_interleave(candidates)
+    truth = y.repeat_interleave(draws * candidates)
+    found = []
+    for a in range(0, len(place), chunk):
+        part = slice(a, a + chunk)
+        logits = model(flat[place[part]], pick(rows, draw[part]))
+        _check_classes(logits)
+        right = logits.argmax(1) == truth[part]
+        found.append(torch.stack([margin(logits, truth[part]), right]).to(points.dtype))
+    mean = torch.cat(found, 1).view(2, images, draws, candidates).mean(2)
+    return Answer(mean[0], mean[1])
+
+
+def is_random(model: Model, noise: Noise) -> bool:
+    """Whether two queries of the same image may differ."""
+    return distinct_draws(model.stages, noise, 2) > 1
+
+
+def pick(noise: Noise, rows: Tensor) -> Noise:
+    """The noise of some rows, wherever their numbers lie."""
+    return noise[rows.to(noise.keys.device)]
+
+
+def signs(noise: Noise, stage: str, like: Tensor) -> Tensor:
+    """Independent signs -1 and +1 (Rademacher) of the shape, dtype and device of `like`."""
+    elements = math.prod(like.shape[1:])
+    shape = (len(noise), -(-elements // _BITS))
+    u = noise.uniform(stage, 0, torch.empty(shape, device=like.device, dtype=torch.float32))
+    bits = (u * 2.0**_BITS).long()[:, :, None] >> torch.arange(_BITS, device=like.device)
+    plain = bits.bitwise_and_(1).mul_(2).sub_(1).flatten(1)[:, :elements]
+    return plain.to(like.dtype).view(like.shape)
+
+
+def told(x: Tensor, loss: Tensor, accuracy: Tensor) -> Expected:
+    """What an attack without gradients tells its watch; values are copied."""
+    everywhere = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    return Expected(x.new_zeros(()).expand(x.shape), loss.clone(), accuracy.clone(), everywhere)
+
+
+def check_ball(attack: object, ball: Ball, supported: tuple[type[Ball], ...]) -> None:
+    """Raise ValueError unless the attack is made for this ball."""
+    if not isinstance(ball, supported):
+        names = " and ".join(kind.__name__ for kind in supported)
+        raise ValueError(
+            f"{type(attack).__name__} attacks in the balls {names} only; got {ball}: "
+            f"choose one of these, or another attack"
+        )
+
+
+def check_counts(attack: object, *names: str) -> None:
+    """Raise ValueError unless these settings, and chunk if set, are whole numbers from 1."""
+    for name in (*names, "chunk"):
+        value = getattr(attack, name)
+        if name == "chunk" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be at least 1, a whole number; got {value}")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise ValueError unless 0 < value <= 1."""
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"{name} must be above 0 and at most 1; got {value}")
+
+
+def _check_classes(logits: Tensor) -> None:
+    if logits.shape[1] < 2:
+        raise ValueError(
+            "a black-box attack needs at least 2 classes to tell right from wrong; the model "
+            "has 1: give it data and a classifier with more classes"
+        )

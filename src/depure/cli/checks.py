@@ -1,0 +1,89 @@
+"""Quick looks at a network that is being trained: robustness on a few images, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from depure.attacks import PGD
+from depure.data import Images, write_image
+from depure.diffusion import DDIM, DDPM, Denoiser, Heun, Karras
+from depure.evaluation import evaluate
+from depure.noise import Noise
+from depure.purify import Defended, DiffPure, Identity
+from depure.threat import Linf, Threat
+from depure.training.loop import device_of
+
+Wrap = Callable[[nn.Module], Denoiser]
+
+
+def classifier_measure(network: nn.Module, held: Images, eps: float) -> dict[str, float]:
+    """Accuracy of a classifier on held-out images, clean and under PGD-20."""
+    model = Defended(Identity(), network)
+    result = evaluate(model, held, PGD(20, eot=1), Threat(Linf(eps)), check_images=0)
+    return {"clean": result.clean.value, "robust": result.robust.value}
+
+
+def denoiser_measure(
+    network: nn.Module, wrap: Wrap, guide: nn.Module, held: Images, eps: float
+) -> dict[str, float]:
+    """Accuracy behind a five-step purifier: clean, white-box (PGD-10, EoT 4), DW-box (PGD-20)."""
+    model = Defended(_purifier(wrap(network)), guide)
+    white = evaluate(model, held, PGD(10, eot=4), Threat(Linf(eps)), draws=4, check_images=0)
+    known = Threat(Linf(eps), model.stages)
+    box = evaluate(model, held, PGD(20, eot=1), known, draws=1, check_images=0)
+    return {
+        "clean": white.clean.value,
+        "white_box": white.robust.value,
+        "dw_box": box.robust.value,
+    }
+
+
+def _purifier(denoiser: Denoiser) -> DiffPure:
+    if isinstance(denoiser.schedule, Karras):
+        return DiffPure(denoiser, Heun(), t_star=0.5, steps=5)
+    return DiffPure(denoiser, DDPM(), t_star=0.1, steps=5)
+
+
+def sample_sheet(network: nn.Module, path: Path, wrap: Wrap, images: Images, t_max: float) -> None:
+    """A sheet of 16: samples from noise, or, if only short times are trained, purified images."""
+    denoiser = wrap(network)
+    edm = isinstance(denoiser.schedule, Karras)
+    some = images[torch.arange(min(16, len(images)))]
+    x = some.x.to(device_of(network))
+    if edm:
+        purifier = DiffPure(denoiser, Heun(), t_star=80.0, steps=18, clamp=True)
+    else:
+        steps = min(50, _indices(denoiser, t_max))
+        purifier = DiffPure(denoiser, DDIM(), t_star=t_max, steps=steps, clamp=True)
+    if edm or t_max == 1.0:
+        x = torch.full_like(x, 0.5)  # from the highest noise, nothing of an image is left
+    with torch.no_grad():
+        out = purifier(x, _noise(some)).cpu()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(_sheet(out), path)
+
+
+def _indices(denoiser: Denoiser, t_max: float) -> int:
+    steps = getattr(denoiser.schedule, "betas", None)
+    return max(1, round(t_max * len(steps))) if steps else 50
+
+
+def _noise(images: Images) -> Noise:
+    return Noise.of(0, images.index).fold("samples")
+
+
+def _sheet(x: Tensor, columns: int = 8, gap: int = 2) -> Tensor:
+    """Images (N, C, H, W) side by side on grey, enlarged to at least 32 pixels, (C, H', W')."""
+    scale = max(1, 32 // x.shape[-1])
+    x = x.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    n, c, h, w = x.shape
+    rows = -(-n // columns)
+    sheet = x.new_full((c, rows * (h + gap) + gap, columns * (w + gap) + gap), 0.5)
+    for i, image in enumerate(x):
+        top, left = gap + (i // columns) * (h + gap), gap + (i % columns) * (w + gap)
+        sheet[:, top : top + h, left : left + w] = image
+    return sheet

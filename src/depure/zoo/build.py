@@ -1,0 +1,82 @@
+"""Untrained networks by name and size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import diffusers
+from torch import nn
+
+from depure.zoo.nets import CifarResNet, SmallCNN
+
+
+def new_unet(
+    size: int,
+    channels: int,
+    widths: Sequence[int] = (32, 64),
+    *,
+    layers: int = 1,
+    attention: Sequence[int] = (),
+    dropout: float = 0.0,
+) -> nn.Module:
+    """A diffusers `UNet2DModel` with fresh weights from torch's generator.
+
+    Args:
+        size: height and width of the images.
+        channels: of the images.
+        widths: features of each resolution, halving from `size`.
+        layers: residual blocks a resolution.
+        attention: the resolutions (in pixels) that attend, besides the lowest.
+        dropout: probability in every residual block.
+
+    Raises:
+        ValueError: the sizes do not fit together.
+    """
+    if size % 2 ** (len(widths) - 1):
+        raise ValueError(
+            f"images of {size} pixels cannot be halved {len(widths) - 1} times: "
+            f"give fewer widths than {tuple(widths)}"
+        )
+    groups = 32 if min(widths) >= 128 else 8  # DDPM's, or what small networks divide into
+    if any(w % groups for w in widths):
+        raise ValueError(f"widths must be multiples of {groups}; got {tuple(widths)}")
+    attends = [size // 2**i in attention for i in range(len(widths))]
+    build: Any = diffusers.UNet2DModel
+    network: nn.Module = build(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=tuple(widths),
+        layers_per_block=layers,
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        norm_num_groups=groups,
+        dropout=dropout,
+    )
+    return network
+
+
+def new_classifier(arch: str, channels: int, classes: int) -> nn.Module:
+    """A classifier of images in ``[0, 1]`` with fresh weights from torch's generator.
+
+    Args:
+        arch: ``"small-cnn"`` or ``"small-cnn-WIDTH"`` (features of the first half; 32), or
+            ``"resnetDEPTH"`` (CIFAR, three channels; depth 6n + 2).
+        channels: of the images.
+        classes: number of logits.
+
+    Raises:
+        ValueError: the architecture is unknown, or not for such images.
+    """
+    name, _, number = arch.partition("small-cnn")
+    if not name and arch.startswith("small-cnn") and (number == "" or number[1:].isdigit()):
+        return SmallCNN(channels, classes, int(number[1:] or 32))
+    depth = arch.removeprefix("resnet")
+    if arch.startswith("resnet") and depth.isdigit():
+        if channels != 3:
+            raise ValueError(f"{arch} takes 3 channels; the images have {channels}")
+        return CifarResNet(int(depth), classes)
+    raise ValueError(
+        f"no architecture {arch!r}: take small-cnn, small-cnn-WIDTH or resnetDEPTH (resnet20)"
+    )

@@ -1,0 +1,326 @@
+"""APGD in a batch, on stochastic defences, and where things go wrong."""
+
+import pytest
+import torch
+from torch import nn
+
+from depure.attacks import APGD
+from depure.attacks.climb import Climb
+from depure.attacks.expected import Expected
+from depure.attacks.losses import dlr_targeted, pair
+from depure.noise import Noise
+from depure.threat import L1, L2, Linf
+
+BALLS = [Linf(0.1), L2(0.5), L1(1.5)]
+
+
+class Noisy(nn.Module):
+    """A random network with five classes behind noise; counts the rows it is given."""
+
+    stages = ("forward",)
+
+    def __init__(self, scale=0.2):
+        super().__init__()
+        g = torch.Generator().manual_seed(1)
+        self.first = torch.randn(32, 24, generator=g, dtype=torch.float64)
+        self.second = torch.randn(24, 5, generator=g, dtype=torch.float64)
+        self.scale, self.rows = scale, 0
+
+    def forward(self, x, noise):
+        self.rows += len(x)
+        z = x + self.scale * noise.normal("forward", 0, x)
+        return torch.tanh(z.flatten(1) @ self.first) @ self.second
+
+
+def images(n, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.rand(n, 2, 4, 4, generator=g, dtype=torch.float64)
+
+
+def problem(n, scale=0.2):
+    model, x, noise = Noisy(scale), images(n), Noise.of(3, range(n))
+    with torch.no_grad():
+        y = model(x, Noise.of(9, range(n)).lock("forward")).argmax(1)
+    return model, x, y, noise
+
+
+@pytest.mark.parametrize("ball", BALLS, ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eot": 3},
+        {"eot": 2, "restarts": 2, "loss": "margin", "average": "logits"},
+        {"eot": 2, "loss": "dlr", "targets": 2},
+        {"shrinking": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("known", [False, True])
+def test_neighbours_and_chunks_do_not_matter(ball, settings, known):
+    if settings.get("shrinking") and not isinstance(ball, L1):
+        pytest.skip("L1 only")
+    model, x, y, noise = problem(5)
+    noise = noise.lock("forward") if known else noise
+
+    def attacked(rows, **more):
+        return APGD(steps=12, **settings, **more)(model, x[rows], y[rows], ball, noise[rows])
+
+    whole = attacked([0, 1, 2, 3, 4])
+    assert not torch.allclose(whole, x)
+    parts = torch.cat([attacked([3]), attacked([4, 1, 0]), attacked([2, 3])])
+    for chunk in (1, 4, 1000):
+        again = attacked([0, 1, 2, 3, 4], chunk=chunk)
+        torch.testing.assert_close(again, whole, rtol=0, atol=1e-10)
+    torch.testing.assert_close(parts, whole[[3, 4, 1, 0, 2, 3]], rtol=0, atol=1e-10)
+
+
+def test_known_noise_is_one_draw_and_a_deterministic_attack():
+    model, x, y, noise = problem(4)
+    locked = noise.lock("forward")
+
+    class Frozen(nn.Module):
+        stages = ()
+
+        def forward(self, z, _):
+            return model(z, locked[: len(z)])
+
+    known = APGD(steps=10, eot=20)(model, x, y, Linf(0.1), locked)
+    assert model.rows == 4 + 4 * (1 + 11 + 1)  # the label; then one draw for each evaluation
+    plain = APGD(steps=10)(Frozen(), x, y, Linf(0.1), noise)
+    assert torch.equal(known, plain)
+    model.rows = 0
+    APGD(steps=10, eot=3)(model, x, y, Linf(0.1), noise)
+    assert model.rows == 4 * (20 + 11 * 3 + 20)
+
+
+def test_a_choice_on_one_lucky_draw_would_mislead():
+    """The mean loss grows along the pixel, but single draws are wildest at its other end."""
+
+    class Wild(nn.Module):
+        stages = ("forward",)
+
+        def forward(self, x, noise):
+            pixel = x[:, 0, 0, 0]
+            s = pixel + 6.0 * noise.normal("forward", 0, pixel) * (1.0 - pixel)
+            return torch.stack([-s, s], 1)
+
+    n = 40
+    x, y = torch.full((n, 1, 1, 1), 0.5), torch.zeros(n, dtype=torch.int64)
+    noise, ball = Noise.of(0, range(n)), Linf(0.5)
+
+    def reached(eot):
+        return APGD(steps=12, eot=eot, loss="margin")(Wild(), x, y, ball, noise).flatten()
+
+    assert (reached(400) > 0.95).float().mean() > 0.9
+    assert (reached(1) < 0.6).float().mean() > 0.3  # the trap is there
+
+
+def test_accuracy_comes_before_loss_and_loss_before_nothing():
+    """Per image: 1 has the lowest accuracy; 2 ties, with more loss; NaN and inf never win."""
+    x = torch.zeros(1, 1, 1, 1)
+    climb = Climb(Linf(1.0), x, x)
+    seen = [(0.5, 9.0), (0.4, 1.0), (0.4, 2.0), (0.4, 1.5), (0.0, torch.nan), (0.0, torch.inf)]
+    for number, (accuracy, loss) in enumerate(seen):
+        climb.here = torch.full_like(x, float(number))
+        finite = torch.tensor([number != 0])
+        climb.note(Expected(x, torch.tensor([loss]), torch.tensor([accuracy]), finite))
+    assert climb.found.item() == 2.0
+    assert climb.best.item() == 2.0  # image 0 has more loss but no gradient to go back to
+
+
+class Uphill(nn.Module):
+    """The true class 0 wins where the pixel is high; the gradient says the opposite."""
+
+    stages = ()
+
+    def forward(self, x, noise):
+        s = 4.0 * (2.0 * x.detach() - x)[:, 0, 0, 0] - 2.0
+        return torch.stack([s, -s], 1)
+
+
+def test_an_attack_that_only_harms_itself_gives_the_image_back():
+    x = torch.full((2, 1, 1, 1), 0.45)  # misclassified, and the attack would mend it
+    attack = APGD(steps=10, random_start=False)
+    noise = Noise.of(0, range(2))
+    y = torch.zeros(2, dtype=torch.int64)
+    assert torch.equal(attack(Uphill(), x, y, Linf(0.2), noise), x)
+
+
+def test_restarts_and_targets_keep_the_best_and_certain_failures_sit_out():
+    """Three classes at corners: only the target on the image's side is within reach."""
+
+    class Corners(nn.Module):
+        stages = ()
+        rows = 0
+
+        def forward(self, z, noise):
+            self.rows += len(z)
+            p = z.flatten(1) - 0.5
+            a, b = 20.0 * (p[:, 0] - 0.1), 10.0 * (p[:, 1] - 0.1)
+            return torch.stack([0.0 * a, a, b, 0.0 * a - 5.0, 0.0 * a - 6.0], 1)
+
+    model, noise, seen = Corners(), Noise.of(0, range(4)), []
+    x = torch.tensor([[0.55, 0.2], [0.2, 0.55], [0.2, 0.2], [0.65, 0.2]]).view(4, 1, 1, 2)
+    y = torch.zeros(4, dtype=torch.int64)  # the last one is wrong before the attack
+    attack = APGD(steps=10, loss="dlr", targets=2, restarts=2)
+    found = attack(model, x, y, Linf(0.1), noise, lambda i, m: seen.append((i, m)))
+    assert (model(found, noise).argmax(1) != y).tolist() == [True, True, False, True]
+    assert [i for i, _ in seen] == list(range(attack.iterations)) == list(range(40))
+    assert all(m.loss.shape == (4,) and m.grad.shape == x.shape for _, m in seen)
+    # The first aim of each image is the class it can reach, so only image 2 stays for later runs.
+    assert model.rows == 4 + 4 + 4 * (11 + 1) + 3 * (11 + 1) + 4
+    for i in (0, 1, 3):
+        assert len({m.loss[i].item() for _, m in seen[10:]}) == 1  # repeats what was last seen
+
+
+@pytest.mark.parametrize("better", [0, 1])
+def test_the_best_of_the_runs_is_proposed(better):
+    """Two classes to aim at, one out of reach; whichever is tried first."""
+
+    class Two(nn.Module):
+        stages = ("forward",)
+
+        def forward(self, z, noise):
+            p = z[:, 0, 0] - 0.5
+            lead = [-0.25, -0.25]
+            lead[1 - better] = -0.2  # likelier, but too steep a climb
+            steep = [1.0, 1.0]
+            steep[better] = 10.0
+            left, right = steep[0] * p[:, 0] + lead[0], steep[1] * p[:, 1] + lead[1]
+            return torch.stack([0.0 * left, left, right, left - 9.0, right - 9.0], 1)
+
+    x, y = torch.full((3, 1, 1, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    model, noise = Two(), Noise.of(0, range(3))
+    found = APGD(steps=10, loss="dlr", targets=2)(model, x, y, Linf(0.1), noise)
+    assert (model(found, noise).argmax(1) == 1 + better).all()
+
+
+def test_draws_are_fresh_at_every_iterate_and_common_to_all_proposals():
+    model, x, y, noise = problem(1)
+    seen = []
+
+    class Hooked(nn.Module):
+        stages = model.stages
+
+        def forward(self, z, n):
+            seen.append(tuple(n.normal("forward", 0, z)[:, 0, 0, 0].tolist()))
+            return model(z, n)
+
+    APGD(steps=4, eot=2, restarts=2)(Hooked(), x, y, Linf(0.1), noise)
+    judging = [draws for draws in seen if len(draws) == 20]
+    climbing = [draw for draws in seen if len(draws) == 2 for draw in draws]
+    assert len(judging) == 3
+    assert len(set(judging)) == 1
+    assert len(set(climbing)) == len(climbing) == 2 * (4 + 1) * 2
+    assert not set(climbing) & set(judging[0])
+
+
+def test_every_restart_counts_where_the_defence_is_stochastic():
+    model, x, y, noise = problem(3)
+    model.rows = 0
+    APGD(steps=5, eot=2, restarts=3)(model, x, y, Linf(0.3), noise)
+    assert model.rows == 3 * (20 + 3 * (6 * 2 + 20))
+
+
+def test_targets_are_the_likeliest_wrong_classes_in_turn():
+    logits = torch.tensor([[3.0, 1.0, 2.0, 0.0, -1.0], [0.0, 5.0, 4.0, 9.0, 1.0]])
+
+    class Fixed(nn.Module):
+        stages = ()
+
+        def forward(self, x, noise):
+            return logits[: len(x)] + 0.0 * x.sum()
+
+    from depure.attacks.apgd import _Task
+
+    x, y = torch.zeros(2, 1, 1, 1), torch.tensor([0, 1])
+    attack = APGD.targeted(4)
+    aims = _Task(attack, Fixed(), x, y, Linf(0.1), Noise.of(0, range(2))).aims()
+    assert torch.stack([a // 5 for a in aims], 1).tolist() == [[0] * 4, [1] * 4]
+    assert torch.stack([a % 5 for a in aims], 1).tolist() == [[2, 1, 3, 4], [3, 2, 4, 0]]
+    with pytest.raises(ValueError, match="pass at most targets=4"):
+        APGD.targeted(5)(Fixed(), x, y, Linf(0.1), Noise.of(0, range(2)))
+
+
+def test_targeted_dlr_by_hand():
+    z = torch.tensor([[3.0, 1.0, -2.0, 0.5, -4.0], [0.0, 2.0, 1.0, -1.0, 3.0]])
+    pairs = pair(torch.tensor([0, 1]), torch.tensor([2, 4]), 5)
+    # sorted logits: 3, 1, .5, -2, -4 and 3, 2, 1, 0, -1
+    expected = torch.tensor([-5.0 / (3.0 - (0.5 - 2.0) / 2), 1.0 / (3.0 - (1.0 + 0.0) / 2)])
+    torch.testing.assert_close(dlr_targeted(z, pairs), expected)
+    torch.testing.assert_close(dlr_targeted(4.0 * z - 3.0, pairs), expected)
+    with pytest.raises(ValueError, match="at least 4 classes"):
+        dlr_targeted(z[:, :3], pairs)
+
+
+@pytest.mark.parametrize("ball", BALLS, ids=str)
+def test_an_image_with_a_broken_gradient_stays_and_is_reported(ball):
+    class Broken(nn.Module):
+        stages = ()
+
+        def forward(self, x, noise):
+            s, pixel = x.flatten(1).sum(1), x[:, 0, 0, 0]
+            for i in (pixel > 0.9).nonzero()[:, 0]:
+                s = s.index_add(0, i[None], (pixel[i] * 0.0).sqrt()[None])
+            return torch.stack([-s, s], 1)
+
+    x = 0.3 + 0.1 * images(3)
+    x[1, 0, 0, 0] = 0.95
+    y, noise, seen = torch.zeros(3, dtype=torch.int64), Noise.of(0, range(3)), []
+    attack = APGD(steps=8, random_start=False)
+    found = attack(Broken(), x, y, ball, noise, lambda i, m: seen.append(m.finite.tolist()))
+    assert torch.equal(found[1], x[1])
+    assert seen == [[True, False, True]] * 8
+    rows = [0, 2]
+    alone = attack(Broken(), x[rows], y[rows], ball, noise[rows])
+    torch.testing.assert_close(found[rows], alone)
+    assert not torch.equal(alone, x[rows])
+
+
+@pytest.mark.parametrize("ball", BALLS, ids=str)
+def test_random_starts_are_keyed_and_on_the_edge(ball):
+    model, x, y, noise = problem(4)
+    seen = []
+
+    class Hooked(nn.Module):
+        stages = model.stages
+
+        def forward(self, z, n):
+            seen.append(z.detach().clone())
+            return model(z, n)
+
+    def start(**settings):
+        seen.clear()
+        APGD(steps=1, **settings)(Hooked(), x, y, ball, noise)
+        return next(z for z in seen[1:] if len(z) == 4)
+
+    assert ball.contains(start(), x).all()
+    assert (ball.size(start() - x) > 0.3 * ball.eps).all()
+    assert torch.equal(start(), start())
+    assert torch.equal(start(random_start=False), x)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"restarts": 0}, "restarts must be at least 1"),
+        ({"targets": -1}, "targets must be at least 0"),
+        ({"eot": 1.5}, "eot must be at least 1"),
+        ({"chunk": 0}, "chunk must be at least 1"),
+        ({"rho": 1.0}, "rho must lie between 0 and 1"),
+        ({"loss": "cw"}, "loss must be one of ce, margin, dlr"),
+        ({"average": "losses"}, "average must be one of"),
+        ({"targets": 3}, "pass loss='dlr'"),
+        ({"steps": 4, "shrinking": True}, "at least 5 steps"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        APGD(**settings)
+
+
+def test_shrinking_is_for_l1():
+    model, x, y, noise = problem(2)
+    with pytest.raises(ValueError, match="shrinking is for the L1 ball"):
+        APGD(shrinking=True)(model, x, y, L2(0.5), noise)
