@@ -117,14 +117,17 @@ def naive_l1(project, visit, best, history, x, start, eps, steps):
 BUDGETS = {"linf": Linf(0.06), "l2": L2(0.2), "l1": L1(0.3)}
 
 
-@pytest.mark.parametrize(
-    ("loss", "steps"), [("ce", 100), ("margin", 50), ("dlr", 20), ("targeted", 50)]
-)
-@pytest.mark.parametrize("norm", list(BUDGETS))
+LENGTHS = {"ce": 100, "margin": 50, "dlr": 20, "targeted": 50}
+CASES = [(norm, loss, LENGTHS[loss]) for norm in BUDGETS for loss in LENGTHS]
+# So wide that steps overshoot, and going back to the best point matters on L1 as well.
+CASES += [("wide", "ce", 50), ("wide", "targeted", 50)]
+
+
+@pytest.mark.parametrize(("norm", "loss", "steps"), CASES)
 def test_every_iterate_is_that_of_the_published_algorithm(norm, loss, steps):
     """All images in one batch, against the reference one image at a time."""
     model, x, y, noise = waves(6)
-    ball, plain = BUDGETS[norm], "dlr" if loss == "targeted" else loss
+    ball, plain = {**BUDGETS, "wide": L1(2.5)}[norm], "dlr" if loss == "targeted" else loss
     attack = APGD(steps=steps, loss=plain, targets=1 if loss == "targeted" else 0)
     found = attack(model, x, y, ball, noise)
     iterates = torch.stack([z for z in model.seen if len(z) == 6][-steps - 2 : -1])

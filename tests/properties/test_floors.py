@@ -21,7 +21,7 @@ FLOORS = {
     "attacks": 3.5,
     "training": 3.5,
     "evaluation": 4,
-    "analyse": 4,
+    "analysis": 4,
     "reporting": 5,
     "recipes": 5,
     "cli": 6,
