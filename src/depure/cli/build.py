@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from depure.attacks import PGD, Attack
+from depure.attacks import APGD, FAB, PGD, SPSA, Attack, RayS, Square
 from depure.data import Images, cifar, digits, image_folder, is_cifar
 from depure.diffusion import (
     DDIM,
@@ -21,6 +21,7 @@ from depure.diffusion import (
     Denoiser,
     EulerMaruyama,
     Full,
+    Heun,
     ProbabilityFlow,
     Sampler,
     Straight,
@@ -28,10 +29,10 @@ from depure.diffusion import (
     VPDiscrete,
 )
 from depure.purify import Defended, DiffPure, Identity, Purifier
-from depure.threat import L2, Ball, Linf, Threat
+from depure.threat import L1, L2, Ball, Linf, Threat
 from depure.zoo import load_classifier, load_denoiser
 
-CONTINUOUS = ("sde", "ode", "ode-heun")
+CONTINUOUS = ("sde", "ode", "ode-heun")  # along the VP-SDE
 
 
 def build_images(options: dict[str, Any], channels: int | None = None) -> Images:
@@ -89,10 +90,14 @@ def build_backprop(options: dict[str, Any]) -> Backprop:
 def build_sampler(options: dict[str, Any]) -> Sampler:
     """A reverse rule from its name."""
     name, clip = options["sampler"], options["clip_x0"]
-    if clip and name in CONTINUOUS:
+    if clip and name in (*CONTINUOUS, "edm"):
         raise ValueError(f"--clip-x0 applies to ddpm and ddim; the sampler is {name}")
     if options["eta"] and name != "ddim":
         raise ValueError(f"--eta applies to ddim; the sampler is {name}")
+    if options["churn"] and name != "edm":
+        raise ValueError(f"--churn applies to edm; the sampler is {name}")
+    if name == "edm":
+        return _heun(options)
     return {
         "ddpm": DDPM("small", clip),
         "ddpm-large": DDPM("large", clip),
@@ -101,6 +106,15 @@ def build_sampler(options: dict[str, Any]) -> Sampler:
         "ode": ProbabilityFlow("euler"),
         "ode-heun": ProbabilityFlow("heun"),
     }[name]
+
+
+def _heun(options: dict[str, Any]) -> Heun:
+    if not options["churn"]:
+        return Heun()
+    return Heun.churned(
+        options["churn"], options["steps"] or 18, s_min=options["s_min"], s_max=options["s_max"],
+        s_noise=options["s_noise"],
+    )  # fmt: skip
 
 
 def build_purifier(options: dict[str, Any]) -> Purifier:
@@ -207,25 +221,43 @@ def check_size(purifier: Purifier, x: torch.Tensor) -> None:
         )
 
 
+_PRESETS: dict[str, Attack] = {
+    "pgd": PGD(),
+    "pgd200+eot20": PGD.strong(),
+    "apgd-ce": APGD(eot=20),
+    "apgd-dlr": APGD(loss="dlr", eot=20),
+    "apgd-t": replace(APGD.targeted(), eot=20),
+    "fab": FAB(eot=20),
+    "square": Square(),
+    "spsa": SPSA(),
+    "rays": RayS(),
+}
+
+
 def build_attack(options: dict[str, Any]) -> Attack:
-    """The attack with the settings that were given."""
-    preset = PGD() if options["attack"] == "pgd" else PGD.strong()
-    return replace(
-        preset,
-        steps=options["attack_steps"] or preset.steps,
-        eot=options["eot"] or preset.eot,
-        step_size=options["step_size"],
-        average=options["average"],
-        loss=options["loss"],
-        random_start=options["random_start"],
-        target=options["target"],
-        chunk=options["chunk"],
-    )
+    """The attack with the settings that were given.
+
+    Raises:
+        ValueError: a setting that this attack does not have.
+    """
+    preset: Any = _PRESETS[options["attack"]]
+    names = {"steps": "attack_steps"}
+    fields = (
+        "steps", "eot", "step_size", "average", "loss", "random_start", "restarts", "targets",
+        "target", "chunk",
+    )  # fmt: skip
+    given = {f: options[names.get(f, f)] for f in fields if options[names.get(f, f)] is not None}
+    unknown = [f for f in given if not hasattr(preset, f)]
+    if unknown:
+        option = names.get(unknown[0], unknown[0]).replace("_", "-")
+        raise ValueError(f"--{option} does not apply to the attack {options['attack']}: leave it")
+    attack: Attack = replace(preset, **given)
+    return attack
 
 
 def build_threat(options: dict[str, Any]) -> Threat:
     """The ball and the stages known."""
-    balls: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
+    balls: dict[str, type[Linf] | type[L2] | type[L1]] = {"linf": Linf, "l2": L2, "l1": L1}
     kind = balls[options["ball"]]
     ball: Ball = kind() if options["eps"] is None else kind(options["eps"])
     names = {s.strip() for group in options["knows"] for s in group.split(",")} - {"none"}

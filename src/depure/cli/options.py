@@ -13,6 +13,10 @@ import yaml
 
 Command = Callable[..., Any]
 
+ATTACKS = (
+    "pgd", "pgd200+eot20", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "square", "spsa", "rays",
+)  # fmt: skip
+
 
 class Number(click.ParamType):  # type: ignore[type-arg]
     """A positive number or fraction: 0.1 or 8/255."""
@@ -150,16 +154,26 @@ purifier = _stack(
         _option(
             "--sampler",
             default="ddpm",
-            type=click.Choice(["ddpm", "ddpm-large", "ddim", "sde", "ode", "ode-heun"]),
+            type=click.Choice(["ddpm", "ddpm-large", "ddim", "sde", "ode", "ode-heun", "edm"]),
             help="Reverse rule: ancestral (small or large variance), implicit, Euler-Maruyama on "
-            "the VP-SDE (DiffPure), probability-flow ODE.",
+            "the VP-SDE (DiffPure), probability-flow ODE; edm for models trained with EDM.",
         ),
         _option("--eta", default=0.0, type=float, help="Of ddim: 0 deterministic, 1 ancestral."),
+        _option(
+            "--churn",
+            default=0.0,
+            type=click.FloatRange(0.0),
+            help="Of edm: S_churn (ADDT: 6, between noise levels 0.01 and 0.46, noise 1.007).",
+        ),
+        _option("--s-min", default=0.01, type=float, help="Of edm with churn: lowest noise level."),
+        _option("--s-max", default=0.46, type=float, help="Of edm with churn: highest one."),
+        _option("--s-noise", default=1.007, type=float, help="Of edm with churn: its scale."),
         _option(
             "--t-star",
             default=0.1,
             type=Number(),
-            help="How far to noise, as a fraction of the chain.",
+            help="How far to noise, as a fraction of the chain; for edm the noise level (ADDT: "
+            "0.5).",
         ),
         _option(
             "--steps",
@@ -207,39 +221,57 @@ attack = _stack(
         _option(
             "--attack",
             default="pgd",
-            type=click.Choice(["pgd", "pgd200+eot20"]),
-            help="pgd is ADDT's (20 steps, EoT 10); the options below change either.",
+            type=click.Choice(list(ATTACKS)),
+            help="pgd is ADDT's (20 steps, EoT 10); apgd finds its step sizes; fab looks for the "
+            "smallest change; square, spsa and rays see no gradient. The options below change "
+            "what the attack has.",
         ),
-        _option("--ball", default="linf", type=click.Choice(["linf", "l2"]), help="Norm."),
+        _option("--ball", default="linf", type=click.Choice(["linf", "l2", "l1"]), help="Norm."),
         _option(
             "--eps",
             default=None,
             type=Number(),
-            help="Radius for images in [0, 1] (default: 8/255 for linf, 0.5 for l2).",
+            help="Radius for images in [0, 1] (default: 8/255 for linf, 0.5 for l2, 12 for l1).",
         ),
-        _option("--attack-steps", default=None, type=click.IntRange(1), help="Iterations."),
+        _option(
+            "--attack-steps",
+            default=None,
+            type=click.IntRange(1),
+            help="Iterations (square, rays: queries).",
+        ),
         _option(
             "--step-size",
             default=None,
             type=Number(),
-            help="Size of one iteration (default: eps/4 for linf, eps/5 for l2).",
+            help="Of pgd: size of one iteration (default: eps/4 for linf, eps/5 for l2).",
         ),
         _option("--eot", default=None, type=click.IntRange(1), help="Noise draws an iteration."),
         _option(
             "--average",
-            default="gradients",
+            default=None,
             type=click.Choice(["gradients", "logits"]),
-            help="What EoT averages.",
+            help="What EoT averages (default: gradients).",
         ),
-        _option("--loss", default="ce", type=click.Choice(["ce", "margin", "dlr"]), help="Loss."),
         _option(
-            "--random-start/--no-random-start", default=False, help="Begin anywhere in the ball."
+            "--loss",
+            default=None,
+            type=click.Choice(["ce", "margin", "dlr"]),
+            help="What pgd and apgd raise (default: ce).",
+        ),
+        _option(
+            "--random-start/--no-random-start",
+            default=None,
+            help="Begin anywhere in the ball (pgd: no, apgd: on its edge).",
+        ),
+        _option("--restarts", default=None, type=click.IntRange(1), help="Of apgd and fab."),
+        _option(
+            "--targets", default=None, type=click.IntRange(1), help="Classes apgd-t and fab try."
         ),
         _option(
             "--target",
             default=None,
             type=click.Choice(["runner_up", "least_likely"]),
-            help="Aim at a class instead of away from the label.",
+            help="Of pgd: aim at a class instead of away from the label.",
         ),
         _option(
             "--chunk",
