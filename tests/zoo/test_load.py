@@ -67,7 +67,7 @@ def test_bundled_classifier_is_good() -> None:
 @pytest.mark.parametrize("spec", ["", "digit", "resnet18:x.safetensors", "resnet20", "resnet20:"])
 def test_unknown_specs_list_what_there_is(spec: str) -> None:
     with pytest.raises(
-        ValueError, match=r'expected "digits" or .* small-cnn, resnet20, .*resnet110'
+        ValueError, match=r'expected "digits", "digits-adversarial" or .* small-cnn, resnet20, .*resnet110'
     ):
         load_classifier(spec)
 
@@ -225,3 +225,13 @@ def test_broken_config(pipeline: tuple[Path, UNet2DModel], text: str, message: s
     (root / "unet" / "config.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_denoiser(str(root))
+
+
+def test_bundled_relatives_of_the_digits_models() -> None:
+    start = load_denoiser("digits")
+    for name in ("digits-addt", "digits-control"):
+        found = load_denoiser(name)
+        assert found.schedule == start.schedule
+        pairs = zip(found.parameters(), start.parameters(), strict=True)
+        assert sum(float((a - b).abs().sum()) for a, b in pairs) > 1
+    assert accuracy(load_classifier("digits-adversarial"), digits("test")) > 0.97

@@ -31,13 +31,14 @@ class Row:
 
     def command(self, out: Path, quick: bool) -> list[str]:
         """The whole command line of this row."""
-        size = QUICK if quick else FULL
-        parts = shlex.split(f"evaluate --eps 0.2 --t-star 0.1 --steps 5 {size} {self.options}")
+        size = QUICK if quick else USUAL
+        steps = "" if "--steps" in self.options else "--steps 5"
+        parts = shlex.split(f"evaluate --eps 0.2 --t-star 0.1 {steps} {size} {self.options}")
         parts += ["--check-images", "16" if self.checked and not quick else "0"]
         return ["depure", *parts, "--title", self.title, "--out", str(out / self.name)]
 
 
-FULL = "--images 128 --attack-steps 20 --eot 5 --draws 20 --shard-size 32"
+USUAL = "--images 128 --attack-steps 20 --eot 5 --draws 20 --shard-size 32"
 QUICK = "--images 16 --attack-steps 5 --eot 2 --draws 8 --shard-size 16"
 
 ROWS = (
@@ -51,6 +52,26 @@ ROWS = (
     Row("ddim-white-box", "DDIM, white-box EoT", "--sampler ddim", checked=True),
     Row("ddim-dw-both", "DDIM, DW-both", "--sampler ddim --knows forward --attack-steps 40"),
 )
+
+
+def _trained() -> tuple[Row, ...]:
+    """What training buys: the bundled models, in two samplers, 5 and 20 steps."""
+    models = {"plain": "digits", "control": "digits-control", "ADDT": "digits-addt"}
+    samplers = {"DDPM": ("ddpm", "forward,reverse"), "DDIM": ("ddim", "forward")}
+    found = [
+        Row("adversarial", "adversarially trained classifier, no purifier",
+            "--denoiser none --classifier digits-adversarial --attack-steps 40"),
+    ]  # fmt: skip
+    for sampler, (name, noise) in samplers.items():
+        for steps in (5, 20):
+            for model, denoiser in models.items():
+                base = f"--sampler {name} --steps {steps} --denoiser {denoiser}"
+                key, title = f"{name}-{steps}-{model.lower()}", f"{sampler} {steps}, {model}"
+                box = f"{base} --knows {noise} --attack-steps 40"
+                found.append(Row(f"{key}-white-box", f"{title}, white-box EoT", base))
+                found.append(Row(f"{key}-dw-both", f"{title}, DW-both", box))
+    return tuple(found)
+
 
 LEGEND = """\
 BPDA: the attacker's gradient skips the purifier. White-box EoT: exact gradients, averaged over
@@ -66,7 +87,16 @@ denoising, of both, and the judge uses that very noise (DDIM's denoising draws n
     show_default=True,
     help="Folder for the runs and the report; the same command continues a stopped demo.",
 )
-@click.option("--quick", is_flag=True, help="Under a minute: few images, a weak attack.")
+@click.option(
+    "--what",
+    type=click.Choice(["attacks", "training"]),
+    default="attacks",
+    show_default=True,
+    help="attacks: one defence under nine attacks, minutes. training: diffusion models trained "
+    "plainly, fine-tuned, and fine-tuned by ADDT, beside an adversarially trained classifier; "
+    "about half an hour on 2 cores.",
+)
+@click.option("--quick", is_flag=True, help="Few images, a weak attack: a minute or three.")
 @click.option(
     "--jobs",
     type=click.IntRange(1),
@@ -74,14 +104,15 @@ denoising, of both, and the judge uses that very noise (DDIM's denoising draws n
     show_default="CPU cores, at most 4",
     help="Evaluations at a time, one thread each.",
 )
-def command(out: Path, quick: bool, jobs: int) -> int:
+def command(out: Path, what: str, quick: bool, jobs: int) -> int:
     """Defend a digit classifier with a small diffusion model, attack it nine ways, and report.
 
     Everything is bundled: real 8x8 digits, a classifier, a diffusion model. Each row of the
     report is one `depure evaluate` command, printed there, that you can repeat and change.
     """
     begin = time.perf_counter()
-    failed = _run_all(out, quick, jobs)
+    rows = ROWS if what == "attacks" else _trained()
+    failed = _run_all(rows, out, quick, jobs)
     if failed:
         for row, error in failed:
             click.echo(f"Error: {row.title}: {error}", err=True)
@@ -89,23 +120,25 @@ def command(out: Path, quick: bool, jobs: int) -> int:
     from depure.reporting import report
 
     title = "Depure demo" + (" (quick: few images, weak attack)" if quick else "")
-    page = report([out / row.name for row in ROWS], out=out / "report.html", title=title)
-    _show([_card(out / row.name) for row in ROWS], quick)
+    page = report([out / row.name for row in rows], out=out / "report.html", title=title)
+    _show([_card(out / row.name) for row in rows], quick)
     console().print(f"\nreport: {page} ({time.perf_counter() - begin:.0f} s)")
     return 0
 
 
-def _run_all(out: Path, quick: bool, jobs: int) -> list[tuple[Row, BaseException]]:
+def _run_all(
+    rows: tuple[Row, ...], out: Path, quick: bool, jobs: int
+) -> list[tuple[Row, BaseException]]:
     """Run every row, long ones first; the rows that failed with their errors."""
-    longest_first = sorted(ROWS, key=lambda r: "white" not in r.name and "ward" not in r.name)
+    longest_first = sorted(rows, key=lambda r: "white" not in r.name and "ward" not in r.name)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         futures = {row.name: pool.submit(_work, row.command(out, quick)) for row in longest_first}
         try:
-            _watch(futures, out)
+            _watch(rows, futures, out)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    errors = [(row, futures[row.name].exception()) for row in ROWS]
+    errors = [(row, futures[row.name].exception()) for row in rows]
     return [(row, error) for row, error in errors if error is not None]
 
 
@@ -121,7 +154,7 @@ def _work(line: list[str]) -> None:
     evaluate_with(options, shlex.join(line))
 
 
-def _watch(futures: dict[str, Future[None]], out: Path) -> None:
+def _watch(rows: tuple[Row, ...], futures: dict[str, Future[None]], out: Path) -> None:
     """Bars that follow the finished shards on disk, until every row is done."""
     columns = (
         TextColumn("{task.description}"),
@@ -129,7 +162,7 @@ def _watch(futures: dict[str, Future[None]], out: Path) -> None:
         TextColumn("{task.percentage:3.0f} %"),
     )
     with Progress(*columns, TimeElapsedColumn(), console=Console(file=sys.stderr)) as bar:
-        tasks = {row.name: bar.add_task(row.title, total=None, start=False) for row in ROWS}
+        tasks = {row.name: bar.add_task(row.title, total=None, start=False) for row in rows}
         pending = True
         while pending:
             pending = bool(wait(futures.values(), timeout=0.5).not_done)
@@ -163,7 +196,8 @@ def _show(cards: list[dict[str, Any]], quick: bool) -> None:
 
     table = Table(title="accuracy in %, with 95 % confidence intervals")
     for name in ("setting", "no attack", "under attack", "right in all draws"):
-        table.add_column(name, justify="left" if name == "setting" else "right", no_wrap=True)
+        wide = name == "setting"  # the one that may be wrapped on a narrow terminal
+        table.add_column(name, justify="left" if wide else "right", no_wrap=not wide)
     for card in cards:
         results = card["results"]
         cells = [results["clean"]["accuracy"], results["robust"]["accuracy"]]
@@ -171,7 +205,7 @@ def _show(cards: list[dict[str, Any]], quick: bool) -> None:
         table.add_row(card["title"], *(percent(Estimate(**cell)) for cell in cells))
     out = console()
     out.print(table)
-    images, draws = (cards[2]["results"][key] for key in ("images", "draws"))
+    images, draws = (max(c["results"][key] for c in cards) for key in ("images", "draws"))
     out.print(
         f"n = {images} held-out digits, {draws} fresh draws each (1 where all noise is known), "
         f"Linf eps = 0.2, seed 0"

@@ -123,9 +123,9 @@ data = _stack(
         _option(
             "--classifier",
             default="digits",
-            metavar="digits|ARCH:FILE",
-            help="Bundled classifier, or architecture and safetensors file, e.g. "
-            "resnet56:resnet56-cifar10.safetensors.",
+            metavar="digits|digits-adversarial|ARCH:FILE",
+            help="Bundled classifier (trained plainly, or adversarially), or architecture and "
+            "safetensors file, e.g. resnet56:resnet56-cifar10.safetensors.",
         ),
         _option(
             "--image-size",
@@ -147,9 +147,9 @@ purifier = _stack(
         _option(
             "--denoiser",
             default="digits",
-            metavar="digits|FOLDER|none",
-            help="Bundled diffusion model, a folder that diffusers saved (safetensors), or none "
-            "for the undefended classifier.",
+            metavar="digits|digits-addt|digits-control|FOLDER|none",
+            help="Bundled diffusion model (plain, fine-tuned by ADDT, fine-tuned plainly), a "
+            "folder that diffusers saved (safetensors), or none for the undefended classifier.",
         ),
         _option(
             "--sampler",

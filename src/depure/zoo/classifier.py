@@ -18,7 +18,8 @@ def load_classifier(spec: str) -> nn.Module:
     """A classifier of images in ``[0, 1]`` to logits, frozen and in eval mode.
 
     Args:
-        spec: ``"digits"`` for the bundled one (8x8 greyscale), or ``"ARCH:PATH.safetensors"`` with
+        spec: ``"digits"`` or ``"digits-adversarial"`` for the bundled ones (8x8 greyscale; trained
+            plainly, and by PGD-AT at Linf 0.2), or ``"ARCH:PATH.safetensors"`` with
             ARCH one of small-cnn, resnet20, resnet32, resnet44, resnet56, resnet110 (CIFAR).
             Widths and numbers of classes are read off the tensors.
 
@@ -31,14 +32,14 @@ def load_classifier(spec: str) -> nn.Module:
         >>> load_classifier("digits")(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
-    if spec == "digits":
-        return _load_classifier(small_cnn_of, BUNDLED / "digits" / "classifier.safetensors")
+    if spec in ("digits", "digits-adversarial"):
+        return _load_classifier(small_cnn_of, BUNDLED / spec / "classifier.safetensors")
     arch, _, path = spec.partition(":")
     builder = _BUILDERS.get(arch)
     if builder is None or not path:
         raise ValueError(
-            f'no classifier {spec!r}: expected "digits" or "ARCH:PATH.safetensors" with ARCH one '
-            f"of {', '.join(_BUILDERS)}"
+            f'no classifier {spec!r}: expected "digits", "digits-adversarial" or '
+            f'"ARCH:PATH.safetensors" with ARCH one of {", ".join(_BUILDERS)}'
         )
     return _load_classifier(builder, Path(path))
 

@@ -9,15 +9,22 @@ from depure.zoo.classifier import BUNDLED
 
 
 def load_denoiser(spec: str, schedule: Schedule | None = None) -> Denoiser:
-    """The bundled denoiser "digits" (8x8 greyscale), or a folder in the layout of diffusers.
+    """A bundled denoiser of 8x8 greyscale digits, or a folder in the layout of diffusers.
 
     Args:
-        spec: "digits" or a folder, see `Denoiser.from_diffusers`.
+        spec: "digits" (ordinary training), "digits-addt" (fine-tuned from it by ADDT),
+            "digits-control" (fine-tuned alike, without adversarial noise), or a folder, see
+            `Denoiser.from_diffusers`.
         schedule: use this one instead of the folder's, e.g. `VPSDE()`.
 
     Raises:
         FileNotFoundError: if there is no such folder.
         ValueError: if its files are damaged.
     """
-    folder = BUNDLED / "digits" / "denoiser" if spec == "digits" else Path(spec)
+    bundled = {
+        "digits": BUNDLED / "digits" / "denoiser",
+        "digits-addt": BUNDLED / "digits-addt",
+        "digits-control": BUNDLED / "digits-control",
+    }
+    folder = bundled.get(spec, Path(spec))
     return Denoiser.from_diffusers(folder, schedule=schedule)
