@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from depure.noise import Noise
 
@@ -214,6 +215,80 @@ def _shrink(delta: Tensor, room: Tensor, eps: float) -> Tensor:
     kept = left(cut)
     kept = kept * (eps / kept.sum(1, keepdim=True)).clamp_max(1.0)  # what rounding added
     return (delta.flatten(1).sign() * kept).view_as(delta)
+
+
+class NonPixel(Ball):
+    """A threat that is no norm of pixel changes; only attacks that are made for it work in it.
+
+    `size` tells the largest pixel change, for the record; it is not what `eps` bounds.
+    """
+
+    made_for: str  # the attacks that work in it, for the error message
+
+    @property
+    def default_step(self) -> float:
+        """Refused, like `ascend` and `start`: there is no step of pixels to take."""
+        raise self._refusal()
+
+    def size(self, delta: Tensor) -> Tensor:
+        """Largest absolute pixel change, (B,); not bounded by eps."""
+        return delta.flatten(1).abs().amax(1)
+
+    def ascend(self, grad: Tensor) -> Tensor:
+        """Refused."""
+        raise self._refusal()
+
+    def start(self, x: Tensor, noise: Noise) -> Tensor:
+        """Refused."""
+        raise self._refusal()
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Refused, unless the threat says otherwise."""
+        raise self._refusal()
+
+    def _into(self, delta: Tensor) -> Tensor:
+        raise self._refusal()
+
+    def _refusal(self) -> ValueError:
+        return ValueError(
+            f"{self!r} does not bound pixel changes: attack it with {self.made_for}, or choose "
+            f"the ball Linf, L2 or L1"
+        )
+
+
+@dataclass(frozen=True)
+class Flow(NonPixel):
+    """Every pixel is fetched from at most eps away (Xiao et al., 1801.02612).
+
+    Distances are measured along each axis, with the image reaching from -1 to 1: eps = 0.05 is
+    0.8 pixels of an image of 32 x 32, the bound of Laidlaw et al. (2006.12655) and DiffPure.
+    Values between pixels are interpolated linearly, and beyond the border the border goes on.
+
+    A flow cannot be told from the image that it leads to, so `contains` checks what follows
+    from the bound: a pixel lies between the least and the largest of the pixels within reach.
+    That shows up any attack that paints; whether the image really is *one* flow's is the word of
+    `StAdv`, which bounds its flow itself.
+    """
+
+    eps: float = 0.05
+    made_for = "StAdv"
+
+    def __post_init__(self) -> None:
+        _check_eps(self.eps)
+
+    def reach(self, x: Tensor) -> tuple[float, float]:
+        """How many pixels eps is, down and across, for images (B, C, H, W)."""
+        return self.eps * x.shape[2] / 2.0, self.eps * x.shape[3] / 2.0
+
+    def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Whether each pixel of each image (B,) lies between those within reach of it."""
+        down, across = (math.ceil(r * (1.0 - 1e-6)) for r in self.reach(x))
+        window, edge = (2 * down + 1, 2 * across + 1), (down, across)
+        high: Tensor = functional.max_pool2d(x, window, 1, edge)
+        low: Tensor = -functional.max_pool2d(-x, window, 1, edge)
+        inside = (x_adv >= low - 1e-5) & (x_adv <= high + 1e-5)
+        inside &= (x_adv >= 0.0) & (x_adv <= 1.0)
+        return inside.flatten(1).all(1)
 
 
 @dataclass(frozen=True)

@@ -116,16 +116,17 @@ def test_a_choice_on_one_lucky_draw_would_mislead():
 
 
 def test_accuracy_comes_before_loss_and_loss_before_nothing():
-    """Per image: 1 has the lowest accuracy; 2 ties, with more loss; NaN and inf never win."""
+    """1 has the lowest accuracy; 2 ties, with more loss; NaN and inf never win; 6 has only loss."""
     x = torch.zeros(1, 1, 1, 1)
     climb = Climb(Linf(1.0), x, x)
     seen = [(0.5, 9.0), (0.4, 1.0), (0.4, 2.0), (0.4, 1.5), (0.0, torch.nan), (0.0, torch.inf)]
+    seen += [(0.6, 3.0)]
     for number, (accuracy, loss) in enumerate(seen):
         climb.here = torch.full_like(x, float(number))
         finite = torch.tensor([number != 0])
         climb.note(Expected(x, torch.tensor([loss]), torch.tensor([accuracy]), finite))
     assert climb.found.item() == 2.0
-    assert climb.best.item() == 2.0  # image 0 has more loss but no gradient to go back to
+    assert climb.best.item() == 6.0  # 0 has more loss but no gradient to go back to
 
 
 class Uphill(nn.Module):
@@ -139,11 +140,12 @@ class Uphill(nn.Module):
 
 
 def test_an_attack_that_only_harms_itself_gives_the_image_back():
-    x = torch.full((2, 1, 1, 1), 0.45)  # misclassified, and the attack would mend it
-    attack = APGD(steps=10, random_start=False)
-    noise = Noise.of(0, range(2))
-    y = torch.zeros(2, dtype=torch.int64)
-    assert torch.equal(attack(Uphill(), x, y, Linf(0.2), noise), x)
+    x = torch.full((8, 1, 1, 1), 0.45)  # misclassified, and the attack mends it
+    y, noise = torch.zeros(8, dtype=torch.int64), Noise.of(0, range(8))
+    found = APGD(steps=10)(Uphill(), x, y, Linf(0.2), noise)
+    given_back = (found == x).flatten()  # where the random start is above
+    assert 0 < given_back.sum() < 8
+    assert (Uphill()(found, noise).argmax(1) == 1).all()
 
 
 def test_restarts_and_targets_keep_the_best_and_certain_failures_sit_out():
@@ -171,6 +173,9 @@ def test_restarts_and_targets_keep_the_best_and_certain_failures_sit_out():
     assert model.rows == 4 + 4 + 4 * (11 + 1) + 3 * (11 + 1) + 4
     for i in (0, 1, 3):
         assert len({m.loss[i].item() for _, m in seen[10:]}) == 1  # repeats what was last seen
+    seen.clear()
+    attack(model, x[:2], y[:2], Linf(0.1), noise[:2], lambda i, m: seen.append((i, m)))
+    assert [i for i, _ in seen] == list(range(40))  # though all sat out from the second run on
 
 
 @pytest.mark.parametrize("better", [0, 1])
@@ -191,7 +196,8 @@ def test_the_best_of_the_runs_is_proposed(better):
 
     x, y = torch.full((3, 1, 1, 2), 0.5), torch.zeros(3, dtype=torch.int64)
     model, noise = Two(), Noise.of(0, range(3))
-    found = APGD(steps=10, loss="dlr", targets=2)(model, x, y, Linf(0.1), noise)
+    attack = APGD(steps=10, loss="dlr", targets=2, random_start=False)
+    found = attack(model, x, y, Linf(0.1), noise)
     assert (model(found, noise).argmax(1) == 1 + better).all()
 
 
@@ -215,11 +221,12 @@ def test_draws_are_fresh_at_every_iterate_and_common_to_all_proposals():
     assert not set(climbing) & set(judging[0])
 
 
-def test_every_restart_counts_where_the_defence_is_stochastic():
+@pytest.mark.parametrize("eot", [1, 2])
+def test_every_restart_counts_where_the_defence_is_stochastic(eot):
     model, x, y, noise = problem(3)
     model.rows = 0
-    APGD(steps=5, eot=2, restarts=3)(model, x, y, Linf(0.3), noise)
-    assert model.rows == 3 * (20 + 3 * (6 * 2 + 20))
+    APGD(steps=5, eot=eot, restarts=3)(model, x, y, Linf(0.3), noise)
+    assert model.rows == 3 * (20 + 3 * (6 * eot + 20))
 
 
 def test_targets_are_the_likeliest_wrong_classes_in_turn():
@@ -277,6 +284,21 @@ def test_an_image_with_a_broken_gradient_stays_and_is_reported(ball):
     assert not torch.equal(alone, x[rows])
 
 
+def test_momentum_does_not_carry_an_image_whose_gradient_broke():
+    x = torch.full((2, 1, 1, 1), 0.5)
+    climb = Climb(Linf(0.4), x, x)
+    one, good = torch.ones(2), torch.tensor([True, True])
+    climb.note(Expected(torch.ones_like(x), one, one, good))
+    climb.move(x + 0.1)
+    climb.note(Expected(torch.zeros_like(x), 2.0 * one, one, torch.tensor([True, False])))
+    climb.move(x + 0.2)
+    torch.testing.assert_close(climb.here.flatten(), torch.tensor([0.7, 0.6]))
+    climb.go_back(torch.tensor([False, True]))  # to its last point with a gradient
+    climb.move(x + 0.3)
+    torch.testing.assert_close(climb.here.flatten(), torch.tensor([0.8, 0.8]))
+    assert torch.equal(climb.before.flatten(), torch.tensor([0.7, 0.5]))
+
+
 @pytest.mark.parametrize("ball", BALLS, ids=str)
 def test_random_starts_are_keyed_and_on_the_edge(ball):
     model, x, y, noise = problem(4)
@@ -292,12 +314,14 @@ def test_random_starts_are_keyed_and_on_the_edge(ball):
     def start(**settings):
         seen.clear()
         APGD(steps=1, **settings)(Hooked(), x, y, ball, noise)
-        return next(z for z in seen[1:] if len(z) == 4)
+        return [z for z in seen if len(z) == 4]  # judging takes 20 draws of each
 
-    assert ball.contains(start(), x).all()
-    assert (ball.size(start() - x) > 0.3 * ball.eps).all()
-    assert torch.equal(start(), start())
-    assert torch.equal(start(random_start=False), x)
+    first, _, second, _ = start(restarts=2)
+    assert ball.contains(first, x).all()
+    assert (ball.size(first - x) > 0.3 * ball.eps).all()
+    assert torch.equal(start()[0], first)
+    assert not torch.allclose(second, first)
+    assert torch.equal(start(random_start=False)[0], x)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """From words to parts: attacks, balls and samplers."""
 
+import json
+
 import pytest
 
-from depure.attacks import APGD, FAB, PGD, SPSA, RayS, Square
+from depure.attacks import APGD, FAB, PGD, SPSA, RayS, Square, autoattack, strongest
 from depure.cli.build import build_attack, build_sampler, build_threat
 from depure.cli.evaluate import command
 from depure.diffusion import Heun
@@ -62,3 +64,26 @@ def test_edm_samplers():
     for line in ("--churn 6", "--sampler edm --clip-x0", "--sampler edm --eta 1"):
         with pytest.raises(ValueError, match="applies"):
             build_sampler(options(line))
+
+
+def test_ensembles():
+    found = build_attack(options("--attack autoattack-fixed --attack-steps 4 --eot 3"))
+    assert found == autoattack("fixed", Linf(), steps=4, eot=3)
+    found = build_attack(options("--attack autoattack --queries 9 --chunk 5"))
+    assert [m.chunk for m in found.members] == [5] * 4
+    assert found.members[-1].steps == 9
+    few = build_attack(options("--attack strongest --calls 300 --knows forward"))
+    assert few == strongest(300, Linf())
+    with pytest.raises(ValueError, match="--eot does not apply to the attack strongest"):
+        build_attack(options("--attack strongest --eot 2"))
+
+
+def test_images_that_someone_else_made_are_judged_alike(run, tmp_path):
+    line = "evaluate --images 8 --steps 2 --eps 0.2 --draws 3 --check-images 0 --attack-steps 2"
+    assert run(f"{line} --eot 2 --out a")[0] == 0
+    assert run(f"{line} --adversarial a/shards/00000.safetensors --out b")[0] == 0
+    a, b = (json.loads((tmp_path / n / "card.json").read_text())["results"] for n in "ab")
+    assert a["robust"] == b["robust"]
+    status, _, err = run(f"{line} --eps 0.05 --adversarial a/shards/00000.safetensors --out c")
+    assert status == 1
+    assert "ball" in err

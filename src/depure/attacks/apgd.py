@@ -34,17 +34,19 @@ class APGD(Attack):
     """APGD (Croce & Hein, 2003.01690, algorithm 1), on L1 as in 2103.01208, with EoT.
 
     The step size, the best point and the sparsity are each image's own and follow the published
-    program (fra31/auto-attack, autopgd_base.py) iterate by iterate. Two things differ:
+    program (fra31/auto-attack, autopgd_base.py) iterate by iterate. Three things differ:
 
-    - Gradient, loss and accuracy are means over `eot` draws, new ones at every iteration, where
-      the published program believes the last draw alone. On a stochastic defence with `eot=1`
-      a mean is that one draw: take 20.
+    - Gradient, loss and accuracy are means over `eot` draws, new ones at every iteration; of the
+      published program's, only the gradient is, the others are the last draw's. With `eot=1` a
+      mean is one draw: take 20 on a stochastic defence.
     - A run proposes its iterate of lowest mean accuracy, and of highest mean loss among equals;
       the published one its last misclassified iterate. On a deterministic defence both propose a
       misclassified iterate exactly if there was one. On a stochastic one the loss alone would be
       content with a few draws that are very wrong, while accuracy alone is coarse. The least of
       many means is a lucky one, so the image itself and the proposals of all runs are then
       compared, by the same rule, on draws that none of them saw (`max(eot, 20)`, forward only).
+    - On L1 the published program also counts pixels as changed that its projection has put back up
+      to float32 rounding, and so takes denser steps than it means to.
 
     On a deterministic defence, or one whose draws are all known, an image that is misclassified
     for certain sits out the remaining runs.

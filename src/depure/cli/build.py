@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from depure.attacks import APGD, FAB, PGD, SPSA, Attack, RayS, Square
+from depure.attacks import APGD, FAB, PGD, SPSA, Attack, RayS, Square, autoattack, strongest
 from depure.data import Images, cifar, digits, image_folder, is_cifar
 from depure.diffusion import (
     DDIM,
@@ -234,12 +234,16 @@ _PRESETS: dict[str, Attack] = {
 }
 
 
-def build_attack(options: dict[str, Any]) -> Attack:
-    """The attack with the settings that were given.
+def build_attack(
+    options: dict[str, Any], model: Defended | None = None, classes: int = 10
+) -> Attack:
+    """The attack with the settings that were given; ensembles need the defence and its classes.
 
     Raises:
         ValueError: a setting that this attack does not have.
     """
+    if options["attack"] not in _PRESETS:
+        return _ensemble(options, model, classes)
     preset: Any = _PRESETS[options["attack"]]
     names = {"steps": "attack_steps"}
     fields = (
@@ -253,6 +257,39 @@ def build_attack(options: dict[str, Any]) -> Attack:
         raise ValueError(f"--{option} does not apply to the attack {options['attack']}: leave it")
     attack: Attack = replace(preset, **given)
     return attack
+
+
+def _ensemble(options: dict[str, Any], model: Defended | None, classes: int) -> Attack:
+    threat, name = build_threat(options), options["attack"]
+    lacks = ["step_size", "average", "loss", "random_start", "restarts", "targets", "target"]
+    lacks += ["attack_steps", "eot", "queries"] if name == "strongest" else []
+    for field in lacks:
+        if options[field] is not None:
+            raise ValueError(
+                f"--{field.replace('_', '-')} does not apply to the attack {name}: leave it"
+            )
+    found: Attack
+    if name == "strongest":
+        known = set(threat.knows) if threat.pool == 1 and threat.mix == 0.0 else set()
+        random = model is None or bool(set(model.stages) - known)
+        found = strongest(
+            options["calls"], threat.ball, model.classifier if model else None, classes=classes,
+            random=random,
+        )  # fmt: skip
+    else:
+        version: Any = name.removeprefix("autoattack").removeprefix("-") or "standard"
+        found = autoattack(
+            version, threat.ball, steps=options["attack_steps"] or 100,
+            queries=options["queries"] or 5000, eot=options["eot"] or 20, classes=classes,
+        )  # fmt: skip
+    return found if options["chunk"] is None else _chunked(found, options["chunk"])
+
+
+def _chunked(attack: Any, chunk: int) -> Attack:
+    """An ensemble whose members all run so many rows at once."""
+    members = tuple(replace(m, chunk=chunk) if hasattr(m, "chunk") else m for m in attack.members)
+    found: Attack = replace(attack, members=members, chunk=chunk)
+    return found
 
 
 def build_threat(options: dict[str, Any]) -> Threat:

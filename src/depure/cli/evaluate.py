@@ -10,10 +10,11 @@ import click
 import torch
 from click.core import ParameterSource
 
+from depure.attacks import Attack
 from depure.cli import options as opts
 from depure.cli.build import build_attack, build_model, build_threat
 from depure.cli.show import console, progress_bar, show_result
-from depure.evaluation import Evaluation, Result
+from depure.evaluation import Evaluation, Result, read_saved
 from depure.reporting import report
 
 
@@ -61,6 +62,14 @@ from depure.reporting import report
     help="Images between two savings.",
 )
 @click.option(
+    "--adversarial",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Judge images that someone else made instead of attacking: .safetensors, .npz, .npy or "
+    "RobustBench's .pt, in the order of the images (or with their indices).",
+)
+@click.option(
     "--part",
     default="1/1",
     show_default=True,
@@ -94,9 +103,9 @@ def command(**options: Any) -> None:
         show_result(*finished)
 
 
-def command_line(ctx: click.Context) -> str:
+def command_line(ctx: click.Context, name: str = "evaluate") -> str:
     """The command that repeats this one without its --config file: every setting that was given."""
-    words = ["depure", "evaluate"]
+    words = ["depure", *name.split()]
     for option in ctx.command.params:
         source, value = (
             ctx.get_parameter_source(option.name or ""),
@@ -117,8 +126,14 @@ def evaluate_with(
 ) -> tuple[Result, Path] | None:
     """Run the evaluation that the options describe: its result and page, or None if parts miss."""
     model, images = build_model(options)
+    attack: Attack
+    if options["adversarial"] is None:
+        attack = build_attack(options, model, len(images.classes))
+    else:  # made by someone else: nothing to attack anew with
+        attack, images = read_saved(options["adversarial"], images, build_threat(options).ball)
+        options = {**options, "check_images": 0}
     run = Evaluation(
-        model, images, build_attack(options), build_threat(options), options["out"],
+        model, images, attack, build_threat(options), options["out"],
         draws=options["draws"], seed=options["seed"], shard_size=options["shard_size"],
         batch=options["batch"], check_images=options["check_images"], title=options["title"],
         command=command_line, device=torch.device(options["device"]),

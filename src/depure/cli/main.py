@@ -17,6 +17,7 @@ class _Group(click.Group):
     commands_in = {  # noqa: RUF012
         "demo": "depure.cli.demo",
         "evaluate": "depure.cli.evaluate",
+        "analyse": "depure.cli.analyse",
         "verify-gradient": "depure.cli.verify",
         "purify": "depure.cli.purify",
         "report": "depure.cli.report",

@@ -15,6 +15,7 @@ Command = Callable[..., Any]
 
 ATTACKS = (
     "pgd", "pgd200+eot20", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "square", "spsa", "rays",
+    "autoattack", "autoattack-rand", "autoattack-stochastic", "autoattack-fixed", "strongest",
 )  # fmt: skip
 
 
@@ -223,7 +224,9 @@ attack = _stack(
             default="pgd",
             type=click.Choice(list(ATTACKS)),
             help="pgd is ADDT's (20 steps, EoT 10); apgd finds its step sizes; fab looks for the "
-            "smallest change; square, spsa and rays see no gradient. The options below change "
+            "smallest change; square, spsa and rays see no gradient; autoattack-stochastic is the "
+            "ensemble for random defences, -fixed that of ADDT's authors, -rand and plain the "
+            "published ones; strongest is a battery within --calls. The options below change "
             "what the attack has.",
         ),
         _option("--ball", default="linf", type=click.Choice(["linf", "l2", "l1"]), help="Norm."),
@@ -272,6 +275,13 @@ attack = _stack(
             default=None,
             type=click.Choice(["runner_up", "least_likely"]),
             help="Of pgd: aim at a class instead of away from the label.",
+        ),
+        _option("--queries", default=None, type=click.IntRange(1), help="Of autoattack: Square's."),
+        _option(
+            "--calls",
+            default=2000,
+            type=click.IntRange(1),
+            help="Of strongest: network calls an image.",
         ),
         _option(
             "--chunk",

@@ -3,6 +3,7 @@
 from depure.evaluation.certificate import Agreement, Certificate, verify_gradient
 from depure.evaluation.checks import Check
 from depure.evaluation.run import Evaluation, Result, evaluate
+from depure.evaluation.saved import Saved, judge_file, read_saved
 from depure.evaluation.statistics import Estimate
 
 __all__ = [
@@ -12,6 +13,9 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "Result",
+    "Saved",
     "evaluate",
+    "judge_file",
+    "read_saved",
     "verify_gradient",
 ]

@@ -29,14 +29,28 @@ def settings_of(thing: Attack | Ball) -> dict[str, Any]:
     """A frozen dataclass as data: its class under "name", then its fields that matter."""
     fields = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing)}  # type: ignore[arg-type]
     kept = {k: v for k, v in fields.items() if k not in _SPEED_ONLY}
-    return {"name": type(thing).__name__, **kept}
+    return {"name": type(thing).__name__, **{k: _plain(v) for k, v in kept.items()}}
 
 
-def _resolved(attack: dict[str, Any], ball: Ball) -> dict[str, Any]:
-    """The step size that is used, where the attack leaves it to the ball."""
-    if "step_size" in attack and attack["step_size"] is None:
-        return {**attack, "step_size": ball.default_step}
-    return attack
+def _plain(value: Any) -> Any:
+    """Attacks inside attacks, and the classifier of a transfer, as data."""
+    if isinstance(value, Attack):
+        return settings_of(value)
+    if isinstance(value, nn.Module):
+        return {"kind": _kind(value), "weights": fingerprint(value.state_dict())}
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _resolved(attack: Any, ball: Ball) -> Any:
+    """The step size that is used, where an attack leaves it to the ball."""
+    if isinstance(attack, list):
+        return [_resolved(a, ball) for a in attack]
+    if not isinstance(attack, dict):
+        return attack
+    inner = {k: _resolved(v, ball) for k, v in attack.items()}
+    if "step_size" in inner and inner["step_size"] is None:
+        inner["step_size"] = ball.default_step
+    return inner
 
 
 def describe(

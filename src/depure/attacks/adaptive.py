@@ -1,0 +1,326 @@
+"""Attacks adapted to stochastic purifiers: stand-ins, vulnerable draws, remembered gradients."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from depure.attacks.base import Attack, Watch
+from depure.attacks.climb import better, pick, wide
+from depure.attacks.ensemble import calls_of_watch
+from depure.attacks.expected import Expected, distinct_draws, expected_grad
+from depure.attacks.losses import LOSSES
+from depure.attacks.model import Model
+from depure.attacks.queries import ask, check_counts
+from depure.attacks.stadv import Best, check_search
+from depure.noise import Noise
+from depure.threat import Ball
+
+Memory = Literal["momentum", "recursive"]
+Direction = Callable[[int, Tensor], tuple[Expected, Tensor]]
+"""Iteration and iterate to what is measured there and the gradient to follow."""
+
+
+@dataclass(frozen=True)
+class StandIn(Attack):
+    """An attack on another model in place of the defence, confirmed on the defence itself.
+
+    With the defence under BPDA for a source (in `Defended`, the purifier wrapped in `BPDA`, or
+    with `backprop=Straight()`) and an attack with EoT, it is BPDA+EOT (Athalye et al.,
+    1802.00420; Hill et al., 2005.13525): DiffPure's settings are 50 steps of 2/255, EoT 15,
+    mean logits, and 150 draws to confirm. With a shorter chain for a source it is the surrogate
+    attack of Lee & Kim (2303.09051). For the bare classifier there is `Transfer`.
+
+    A proposal is kept only if it is better than the image itself on `judge_draws` draws common to
+    both that the attack never saw: lower mean accuracy, or equal and a larger mean margin. This is
+    the averaged final check; what it keeps is judged again by the evaluation.
+
+    Args:
+        attack: any; what its watch hears is measured on the source.
+        source: the model that is attacked; it draws noise at the same stages, or at none.
+        judge_draws: draws of the defence that confirm (one, if all noise is known).
+        chunk: rows per forward pass when confirming, by the size of the images if None; affects
+            speed and memory only.
+
+    Raises:
+        ValueError: a setting is out of range; at the call, the source has other stages.
+    """
+
+    attack: Attack
+    source: Model = field(repr=False)
+    judge_draws: int = 150
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.attack, Attack):
+            raise ValueError(f"attack must be an attack; got {self.attack!r}")
+        check_counts(self, "judge_draws")
+
+    @property
+    def iterations(self) -> int:
+        """Those of the attack."""
+        return calls_of_watch(self.attack)
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        ball: Ball,
+        noise: Noise,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """Adversarial images (B, C, H, W); x itself where none was confirmed."""
+        strange = [s for s in self.source.stages if s not in model.stages]
+        if strange:
+            raise ValueError(
+                f"the source draws noise at {self.source.stages}, the defence at {model.stages}: "
+                f"{strange[0]!r} would be known to nobody; make the source from the same purifier"
+            )
+        missing = any(stage not in self.source.stages for stage in noise.held)
+        plain = Noise(noise.keys) if missing else noise  # a stage held must be there
+        found = self.attack(self.source, x, y, ball, plain.fold("stand-in"), watch)
+        both = torch.stack([x, found], 1)
+        fresh = noise.fold("stand-in judge")
+        answer = ask(model, both, y, fresh, self.judge_draws, self.chunk)
+        (old, new), (low, high) = answer.accuracy.unbind(1), answer.margin.unbind(1)
+        return pick(better(new, high, old, low), found, x)
+
+
+class _Walk(Attack):
+    """Projected ascent that starts where another attack ends, and proposes its best iterate."""
+
+    steps: int
+    step_size: float | None
+    random_start: bool
+    start: Attack | None
+
+    @property
+    def iterations(self) -> int:
+        """How often `watch` is called: also by the attack that it starts from."""
+        return self.steps + (calls_of_watch(self.start) if self.start is not None else 0)
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        ball: Ball,
+        noise: Noise,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """Adversarial images (B, C, H, W); an image with a non-finite gradient stays in place."""
+        here, heard = ball.start(x, noise.fold("walk start")) if self.random_start else x, 0
+        if self.start is not None:
+            here = ball.project(self.start(model, x, y, ball, noise.fold("walk from"), watch), x)
+            heard = calls_of_watch(self.start)
+        step = ball.default_step if self.step_size is None else self.step_size
+        direction, best = self._direction(model, x, y, ball, noise, step), None
+        for i in range(self.steps):
+            seen, grad = direction(i, here)
+            best = Best(here, seen) if best is None else best.improved(here, seen)
+            if watch is not None:
+                watch(heard + i, seen)
+            moves = seen.finite & grad.flatten(1).isfinite().all(1)
+            there = ball.project(here + step * ball.ascend(grad), x)
+            here = pick(moves, there, here)
+        last = direction(self.steps, here)[0]
+        return (Best(here, last) if best is None else best.improved(here, last)).x
+
+    @abstractmethod
+    def _direction(
+        self, model: Model, x: Tensor, y: Tensor, ball: Ball, noise: Noise, step: float
+    ) -> Direction:
+        """What to follow; it may remember earlier iterates."""
+
+    def _check(self) -> None:
+        check_search(self)
+        if self.step_size is not None and not 0.0 < self.step_size < math.inf:
+            raise ValueError(f"step_size must be positive and finite; got {self.step_size}")
+        if self.start is not None and not isinstance(self.start, Attack):
+            raise ValueError(f"start must be an attack or None; got {self.start!r}")
+        if self.start is not None and self.random_start:
+            raise ValueError("start and random_start exclude each other: leave one out")
+
+
+@dataclass(frozen=True)
+class DiffHammer(_Walk):
+    """Ascent on the draws that can be fooled, after DiffHammer (Wang et al., NeurIPS 2024).
+
+    A mean over draws is pulled about by draws on which the defence cannot be fooled at all. So
+    each draw is weighed by how likely it is fooled after the step (E step):
+    ``sigmoid(sharpness * (margin + gain))``, where the gain is what the step adds to its margin to
+    first order; the direction of the step is the draws' weighted mean gradient (M step). Both
+    alternate a few times, from equal weights. Directions of iterations are averaged with weight
+    ``(i + 1) ** -forget`` for the newest, as published.
+
+    As in its code: margin, weights, both constants, that average. There, gradients of the draws
+    are taken by BPDA and the weighted one goes back through the chain of a single draw; here
+    every draw has its exact gradient, which costs `eot` full gradients an iteration and is
+    right for any defence. There, the loop never updates the direction that weights depend on; here
+    it does. The proposal is the iterate of lowest mean accuracy (largest mean margin among
+    equals). `steps + 1` times `eot` gradients.
+
+    Args:
+        steps: iterations.
+        step_size: norm of one step; None takes the ball's default.
+        eot: draws weighed in every iteration (one, if all noise is known: then it is PGD).
+        rounds: alternations of both steps; 0 is the plain mean.
+        sharpness: of the weights.
+        forget: 0 follows the newest direction alone.
+        random_start: begin at a random point of the ball rather than at the image.
+        start: an attack from whose proposals to begin.
+        chunk: rows per forward pass, by the size of the images if None; affects speed and
+            memory only.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    steps: int = 50
+    step_size: float | None = None
+    eot: int = 10
+    rounds: int = 5
+    sharpness: float = 5.0
+    forget: float = 0.5
+    random_start: bool = False
+    start: Attack | None = None
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check()
+        if not isinstance(self.rounds, int) or self.rounds < 0:
+            raise ValueError(f"rounds must be at least 0, a whole number; got {self.rounds}")
+        for name in ("sharpness", "forget"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")
+
+    def _direction(
+        self, model: Model, x: Tensor, y: Tensor, ball: Ball, noise: Noise, step: float
+    ) -> Direction:
+        draws = distinct_draws(model.stages, noise, self.eot)
+        past = torch.zeros_like(x)
+
+        def follow(i: int, here: Tensor) -> tuple[Expected, Tensor]:
+            nonlocal past
+            rows = noise.fold("diffhammer", i).draws(draws)
+            each = expected_grad(
+                model, here.repeat_interleave(draws, 0), y.repeat_interleave(draws),
+                LOSSES["margin"], rows, 1, chunk=self.chunk,
+            )  # fmt: skip
+            grads = each.grad.view(len(x), draws, *x.shape[1:])
+            seen = Expected(
+                grads.mean(1), each.loss.view(-1, draws).mean(1),
+                each.accuracy.view(-1, draws).mean(1), each.finite.view(-1, draws).all(1),
+            )  # fmt: skip
+            weights = self.weights(grads, each.loss.view(-1, draws), ball, step)
+            share = (i + 1.0) ** -self.forget if self.forget else 1.0
+            new = share * weighted(grads, weights) + (1.0 - share) * past
+            past = pick(seen.finite, new, past)
+            return seen, past
+
+        return follow
+
+    def weights(self, grads: Tensor, margins: Tensor, ball: Ball, step: float) -> Tensor:
+        """Weights (B, N) of draws, given their gradients (B, N, C, H, W) and margins (B, N)."""
+        weights = torch.ones_like(margins)
+        for _ in range(self.rounds):
+            way = ball.ascend(weighted(grads, weights))
+            gain = step * (grads * way[:, None]).flatten(2).sum(2)
+            weights = torch.sigmoid(self.sharpness * (margins + gain))
+        return weights
+
+
+def weighted(grads: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean (B, C, H, W) of gradients (B, N, C, H, W); the plain one if all weigh 0."""
+    total = weights.sum(1, keepdim=True)
+    share = torch.where(total > 0, weights / total.clamp_min(1e-30), 1.0 / weights.shape[1])
+    return (grads * share[:, :, None, None, None]).sum(1)
+
+
+@dataclass(frozen=True)
+class MIPGD(_Walk):
+    """PGD with a memory of gradients, which lowers their variance over draws at no cost.
+
+    - "momentum": MI-FGSM (Dong et al., 1710.06081): the direction is a sum of past gradients,
+      each over its L1 norm, the earlier ones discounted by `decay`.
+    - "recursive": the estimator of STORM (Cutkosky & Orabona, 1905.10018). Old gradients were
+      taken elsewhere; so the draws of an iteration are used at the last iterate too, and the
+      memory is moved by the difference: ``v = g(here) + decay * (v - g(before))``, both g under
+      the same draws. For equal calls these are half as many, eot / 2.
+
+    The proposal is the iterate of lowest mean accuracy, of highest mean loss among equals.
+
+    Args:
+        steps: iterations; `steps + 1` times `eot` gradients.
+        step_size: norm of one step; None takes the ball's default.
+        eot: gradients of draws in every iteration (one, if all noise is known).
+        memory: "momentum" or "recursive".
+        decay: how much of the memory stays; None takes 1 for momentum, as published, and 0.75
+            for "recursive". 0 is plain PGD.
+        loss: "ce", "margin" or "dlr".
+        random_start: begin at a random point of the ball rather than at the image.
+        start: an attack from whose proposals to begin, say a `Transfer`.
+        chunk: rows per forward pass, by the size of the images if None; affects speed and
+            memory only.
+
+    Raises:
+        ValueError: a setting is out of range, or "recursive" has fewer than 2 draws.
+    """
+
+    steps: int = 50
+    step_size: float | None = None
+    eot: int = 10
+    memory: Memory = "momentum"
+    decay: float | None = None
+    loss: str = "ce"
+    random_start: bool = False
+    start: Attack | None = None
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check()
+        if self.memory not in get_args(Memory):
+            raise ValueError(
+                f"memory must be one of {', '.join(get_args(Memory))}; got {self.memory!r}"
+            )
+        if self.decay is not None and not 0.0 <= self.decay <= 1.0:
+            raise ValueError(f"decay must lie in [0, 1]; got {self.decay}")
+        if self.memory == "recursive" and self.eot < 2:
+            raise ValueError(f"memory='recursive' needs eot of at least 2; got {self.eot}")
+
+    def _direction(
+        self, model: Model, x: Tensor, y: Tensor, ball: Ball, noise: Noise, step: float
+    ) -> Direction:
+        recursive = self.memory == "recursive"
+        decay = (0.75 if recursive else 1.0) if self.decay is None else self.decay
+        draws = self.eot // 2 if recursive else self.eot
+        memory, before = torch.zeros_like(x), x
+
+        def measure(i: int, at: Tensor) -> Expected:
+            fresh = noise.fold("mipgd", i)
+            return expected_grad(model, at, y, LOSSES[self.loss], fresh, draws, chunk=self.chunk)
+
+        def follow(i: int, here: Tensor) -> tuple[Expected, Tensor]:
+            nonlocal memory, before
+            seen = measure(i, here)
+            if not recursive:
+                norm = seen.grad.flatten(1).abs().sum(1)
+                scaled = seen.grad / wide(torch.where(norm > 0, norm, 1.0), x)
+                new, known = decay * memory + scaled, seen.finite
+            elif i == 0:
+                new, known = seen.grad, seen.finite
+            else:
+                old = measure(i, before)
+                new = seen.grad + decay * (memory - old.grad)
+                known = seen.finite & old.finite
+            memory, before = pick(known, new, memory), here
+            return seen, memory
+
+        return follow

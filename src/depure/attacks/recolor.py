@@ -1,0 +1,151 @@
+"""ReColorAdv: images recoloured by one small change of all colours."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from depure.attacks.base import Attack, Watch
+from depure.attacks.expected import Average, Expected
+from depure.attacks.model import Model
+from depure.attacks.queries import check_ball, check_counts
+from depure.attacks.stadv import Search, check_search, measured, variation
+from depure.noise import Noise
+from depure.threat import Ball, Linf
+
+
+@dataclass(frozen=True)
+class ReColorAdv(Attack):
+    """ReColorAdv (Laidlaw & Feizi, 1906.00001): equal colours change equally, wherever they are.
+
+    The change is given at the nodes of a grid over the cube of colours (over the greys, for
+    images of one channel: a tone curve) and interpolated linearly. It is bounded in each channel
+    at each node, so that every pixel stays within the L-inf ball of that bound, in which the
+    evaluation can check it; published is `Linf(0.06)`. Unlike there, colours are RGB rather than
+    CIE-LUV, whose distances are nearer to perceived ones, and the grid is 16 nodes in each
+    channel rather than 16 x 32 x 32. Nodes do not leave [0, 1], so the image does not either.
+
+    Adam climbs the loss less `smooth` times the total variation of the change over the grid, each
+    neighbour counted from both sides. The gradient is EoT's at the recoloured image, pulled back
+    through the recolouring by the chain rule. The proposal is the iterate of lowest mean
+    accuracy, of highest mean loss among equals. `steps + 1` gradients.
+
+    Args:
+        steps: iterations.
+        lr: learning rate of Adam, in the units of the bound.
+        resolution: nodes in each channel.
+        smooth: weight of the total variation; 0 is the strongest attack within the bound.
+        eot: draws averaged in every iteration (one, if all noise is known).
+        average: average the draws' "gradients" or their "logits".
+        loss: "ce", "margin" or "dlr".
+        random_start: begin at random changes of the nodes rather than at the image.
+        chunk: rows per forward pass, by the size of the images if None; affects speed and
+            memory only.
+
+    Raises:
+        ValueError: a setting is out of range; at the call, for any ball but `Linf`, and for
+            images of more than 3 channels.
+
+    Example:
+        >>> ReColorAdv(steps=50).resolution
+        16
+    """
+
+    steps: int = 100
+    lr: float = 0.01
+    resolution: int = 16
+    smooth: float = 0.06
+    eot: int = 20
+    average: Average = "gradients"
+    loss: str = "margin"
+    random_start: bool = False
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        check_search(self)
+        check_counts(self, "resolution")
+        if not 2 <= self.resolution <= 64:
+            raise ValueError(f"resolution must be 2 to 64 nodes; got {self.resolution}")
+
+    @property
+    def iterations(self) -> int:
+        """How often `watch` is called."""
+        return self.steps
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        ball: Ball,
+        noise: Noise,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """Adversarial images (B, C, H, W); an image with a non-finite gradient stays in place."""
+        check_ball(self, ball, (Linf,))
+        channels = x.shape[1]
+        if channels > 3:
+            raise ValueError(
+                f"recolouring is for images of 1 to 3 channels; got {channels}: a grid over more "
+                f"has too many nodes"
+            )
+        colours = nodes(channels, self.resolution, x)
+        change = x.new_zeros(len(x), *colours.shape)
+        if self.random_start:
+            start = noise.fold("recolor start").uniform("start", 0, change)
+            change = _bounded(ball.eps * (2.0 * start - 1.0), colours, ball.eps)
+
+        def measure(i: int, images: Tensor) -> Expected:
+            return measured(self, model, images, y, noise.fold("recolor", i))
+
+        search = Search(
+            colouring(x, self.resolution), partial(_bounded, colours=colours, eps=ball.eps),
+            lambda c: self.smooth * variation(c), measure, self.lr,
+        )  # fmt: skip
+        return ball.project(search.run(change, self.steps, watch), x)  # up to rounding: no change
+
+
+def nodes(channels: int, resolution: int, like: Tensor) -> Tensor:
+    """The colours at the nodes, (C, R, ..., R) with C axes: entry c is the node's channel c."""
+    line = torch.linspace(0.0, 1.0, resolution, device=like.device, dtype=like.dtype)
+    return torch.stack(torch.meshgrid(*[line] * channels, indexing="ij"))
+
+
+def _bounded(change: Tensor, colours: Tensor, eps: float) -> Tensor:
+    """Changes (B, C, R, ..., R) cut to eps and to those that lead to colours in [0, 1]."""
+    change = change.clamp(-eps, eps)
+    return torch.maximum(torch.minimum(change, 1.0 - colours), -colours)
+
+
+def colouring(x: Tensor, resolution: int) -> Callable[[Tensor], Tensor]:
+    """The recolouring of images (B, C, H, W), a function of changes (B, C, R, ..., R).
+
+    Multilinear interpolation; the 2^C nodes about each pixel and their weights are found once.
+    No change at the nodes, no change of the image: exactly.
+    """
+    channels = x.shape[1]
+    place = (x * (resolution - 1)).flatten(2)
+    below = place.floor().clamp(0, resolution - 2)
+    share, below = place - below, below.long()  # (B, C, H W)
+    corners = []
+    for corner in itertools.product((0, 1), repeat=channels):
+        sides = [share[:, c] if up else 1.0 - share[:, c] for c, up in enumerate(corner)]
+        steps = [resolution ** (channels - 1 - c) for c in range(channels)]
+        index = sum((below[:, c] + corner[c]) * steps[c] for c in range(channels))
+        corners.append((torch.as_tensor(index), math.prod(sides[1:], start=sides[0])))
+
+    def recoloured(change: Tensor) -> Tensor:
+        flat = change.flatten(2)
+        total = torch.zeros_like(place)
+        for index, weight in corners:
+            found = flat.gather(2, index[:, None].expand(-1, channels, -1))
+            total = total + weight[:, None] * found
+        return x + total.view_as(x)
+
+    return recoloured

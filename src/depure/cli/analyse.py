@@ -1,0 +1,366 @@
+"""`depure analyse`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import click
+import torch
+from matplotlib.figure import Figure
+
+from depure.analysis.gradients import gradients
+from depure.analysis.landscape import landscape
+from depure.analysis.purification import purification
+from depure.analysis.quality import quality
+from depure.analysis.stochasticity import stochasticity
+from depure.analysis.store import Cells, write_arrays
+from depure.analysis.trajectories import trajectories
+from depure.analysis.transfer import transfer
+from depure.cli import options as opts
+from depure.cli.build import build_attack, build_model, build_threat, load_images
+from depure.cli.evaluate import command_line
+from depure.cli.show import console, progress_bar
+from depure.data import Images
+from depure.evaluation.record import write_json
+from depure.purify import Defended
+from depure.reporting.explain import all_answers, explain_page
+from depure.reporting.plots.gradients import gradients_figure
+from depure.reporting.plots.landscape import landscape_figure
+from depure.reporting.plots.purification import purification_figure
+from depure.reporting.plots.quality import quality_figure
+from depure.reporting.plots.stochasticity import stochasticity_figure
+from depure.reporting.plots.trajectories import trajectories_figure
+from depure.reporting.plots.transfer import transfer_figure
+from depure.threat import Ball, Threat
+
+
+class Finding(Protocol):
+    """What every instrument gives."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decided it."""
+
+    def arrays(self) -> Mapping[str, Any]:
+        """All numbers by name."""
+
+
+Found = TypeVar("Found", bound=Finding)
+
+# Defaults that suit the bundled digits: small enough for a first look in a minute or two.
+_DEFAULTS = {"steps": "5", "eps": "0.2", "images": "32", "attack_steps": "10", "eot": "5"}
+_SETTINGS = {"default_map": _DEFAULTS}
+
+
+@click.group("analyse", short_help="Where does the robustness come from? Instruments and figures.")
+def command() -> None:
+    """Instruments that explain a defence: numbers as plain arrays, and a figure.
+
+    Each writes a folder with arrays.npz, settings.json, figure.png and figure.pdf. Killed at any
+    moment, the same command continues. Defaults suit the bundled digits (5 purifier steps, eps
+    0.2, 32 images, 10 attack steps); `--beside NAME=DENOISER` puts other denoisers beside the one
+    of `--denoiser`:
+
+    \b
+      depure analyse stochasticity --beside ADDT=digits-addt
+      depure analyse landscape --images 16
+    """
+
+
+def _instrument(
+    name: str, help_line: str, *extra: Callable[[Any], Any]
+) -> Callable[[Callable[..., None]], Any]:
+    """A subcommand with the options that all instruments share."""
+
+    def decorate(function: Callable[..., None]) -> Any:
+        shared = [
+            *extra,
+            click.option("--out", type=click.Path(path_type=Path), default=Path("analysis") / name,
+                         show_default=True, help="Folder for arrays, figure and settings."),
+            click.option("--draws", default=8, show_default=True, type=click.IntRange(1),
+                         help="Fresh noise draws of every judgement."),
+            click.option("--batch", default=32, show_default=True, type=click.IntRange(1),
+                         help="Images between two savings."),
+            opts.common, opts.attack, opts.gradient, opts.purifier, opts.data, opts.config,
+        ]  # fmt: skip
+        for option in shared:
+            function = option(function)
+        return command.command(name, short_help=help_line, context_settings=_SETTINGS)(function)
+
+    return decorate
+
+
+beside = click.option(
+    "--beside", multiple=True, metavar="NAME=DENOISER",
+    help="Another denoiser in the same figure; repeatable.",
+)  # fmt: skip
+
+
+def numbers(kind: Callable[[str], Any]) -> Callable[[Any, Any, str], list[Any]]:
+    """A parser of comma-separated numbers."""
+
+    def parse(ctx: Any, param: Any, value: str) -> list[Any]:
+        try:
+            return [kind(word) for word in value.split(",") if word.strip()]
+        except ValueError:
+            raise click.BadParameter(f"expected numbers such as 1,2,8; got {value!r}") from None
+
+    return parse
+
+
+def _list(name: str, default: str, kind: Callable[[str], Any], text: str) -> Any:
+    return click.option(name, default=default, show_default=True, callback=numbers(kind), help=text)
+
+
+@_instrument(
+    "stochasticity", "Accuracy and loss from known to fresh noise.", beside,
+    _list("--levels", "0,0.5,1", float, "Mix levels: 0 is DW-box, 1 the ordinary white-box."),
+    _list("--pools", "1,2,8,32,128", int, "Numbers of fixed draws that the attacker knows."),
+)  # fmt: skip
+def stochasticity_command(**options: Any) -> None:
+    """What the attacker's knowledge of the noise takes: how much robustness is stochasticity."""
+    models, images, ball = _defences(options)
+    _write(
+        options,
+        lambda cells: stochasticity(
+            models, images, ball, attack=build_attack(options), levels=options["levels"],
+            pools=options["pools"], draws=options["draws"], seed=options["seed"],
+            batch=options["batch"], cells=cells,
+        ),
+        stochasticity_figure,
+    )  # fmt: skip
+
+
+@_instrument(
+    "landscape", "Loss over the plane of two attack directions.",
+    click.option("--points", default=11, show_default=True, type=click.IntRange(3),
+                 help="Grid points in each direction."),
+)  # fmt: skip
+def landscape_command(**options: Any) -> None:
+    """Loss over the DW-box direction and what the EoT direction adds, fixed and fresh noise."""
+    models, images, ball = _defences(options)
+    _write(
+        options,
+        lambda cells: landscape(
+            _only(models), images, ball, attack=_pgd(options), points=options["points"],
+            draws=options["draws"], seed=options["seed"], batch=min(8, options["batch"]),
+            cells=cells,
+        ),
+        landscape_figure,
+    )  # fmt: skip
+
+
+@_instrument("trajectories", "Paths of attacks, and whether they agree.")
+def trajectories_command(**options: Any) -> None:
+    """Paths of DW-box, white-box EoT and white-box single-draw attacks, in one projection."""
+    models, images, ball = _defences(options)
+    _write(
+        options,
+        lambda cells: trajectories(
+            _only(models), images, ball, attack=_pgd(options), draws=options["draws"],
+            seed=options["seed"], batch=min(8, options["batch"]), cells=cells,
+        ),
+        trajectories_figure,
+    )  # fmt: skip
+
+
+@_instrument(
+    "purification", "What the purifier does to a perturbation.",
+    _list("--t-stars", "0.05,0.1,0.2,0.3", float, "Noise levels of the grid."),
+    _list("--grid-steps", "1,2,5,10", int, "Numbers of steps of the grid."),
+)  # fmt: skip
+def purification_command(**options: Any) -> None:
+    """Share of a perturbation removed, damage done, per step; accuracy over t* and steps."""
+    models, images, ball = _defences(options)
+    _write(
+        options,
+        lambda cells: purification(
+            _only(models), images, ball, attack=_pgd(options), t_stars=options["t_stars"],
+            steps=options["grid_steps"], draws=options["draws"], seed=options["seed"],
+            batch=options["batch"], cells=cells,
+        ),
+        purification_figure,
+    )  # fmt: skip
+
+
+@_instrument(
+    "gradients", "Noise of EoT gradients, approximations, what draws buy.", beside,
+    _list("--eots", "1,2,5,10,20", int, "EoT draws of the attacks that are compared."),
+    click.option("--reference", default=64, show_default=True, type=click.IntRange(2),
+                 help="Independent draws of the expected gradient."),
+)  # fmt: skip
+def gradients_command(**options: Any) -> None:
+    """Signal-to-noise of EoT gradients, agreement of approximations, norms along the chain."""
+    models, images, ball = _defences(options)
+    _write(
+        options,
+        lambda cells: gradients(
+            models, images, ball, attack=_pgd(options), eots=options["eots"],
+            reference=options["reference"], judge=options["draws"],
+            knows=build_threat(options).knows, seed=options["seed"], batch=options["batch"],
+            cells=cells,
+        ),
+        gradients_figure,
+    )  # fmt: skip
+
+
+@_instrument(
+    "transfer", "Attacked under one setting, judged under another.", beside,
+    _list("--seeds", "0,1", int, "DW-box: the seeds whose known noise is crossed."),
+)  # fmt: skip
+def transfer_command(**options: Any) -> None:
+    """A matrix: attacked in DW-box (each seed) or white-box, judged under all the others."""
+    models, images, ball = _defences(options)
+    settings = {}
+    for name, model in models.items():
+        for seed in options["seeds"]:
+            threat = Threat(ball, model.stages)
+            settings[f"{name}, DW-box seed {seed}"] = (model, threat, seed)
+        settings[f"{name}, white-box"] = (model, Threat(ball), options["seed"])
+    _write(
+        options,
+        lambda cells: transfer(
+            settings, images, attack=build_attack(options), draws=options["draws"],
+            batch=options["batch"], cells=cells,
+        ),
+        transfer_figure,
+    )  # fmt: skip
+
+
+@_instrument(
+    "quality", "FID and KID of generated and purified images.",
+    click.option("--reference-data", default=None, metavar="FOLDER",
+                 help="Images to compare with (default: the train split of --data)."),
+)  # fmt: skip
+def quality_command(**options: Any) -> None:
+    """FID and KID on the classifier's features (not the published FID, which uses Inception's)."""
+    models, images, _ = _defences(options)
+    source = options["reference_data"] or options["data"]
+    reference = load_images(source, "train", options["image_size"], images.x.shape[1], None)
+    _write(
+        options,
+        lambda cells: quality(
+            _only(models), images, reference, seed=options["seed"], batch=options["batch"],
+            cells=cells, blocks=max(1, min(8, len(images) // 4)),
+        ),
+        quality_figure,
+    )  # fmt: skip
+
+
+@_instrument(
+    "explain", "One page: where does the robustness come from?", beside,
+    click.option("--points", default=7, show_default=True, type=click.IntRange(3),
+                 help="Grid points in each direction of the loss surface."),
+)  # fmt: skip
+def explain_command(**options: Any) -> None:
+    """Run a sensible subset of all instruments and write a page with answers and figures.
+
+    Does the purifier remove perturbations or hide them? How much is left when the noise is known?
+    What did adversarial training change? Is the attack converged? On the bundled digits the ADDT
+    model stands beside the plain one unless --beside says otherwise; a few minutes.
+    """
+    if options["denoiser"] == "digits" and not options["beside"]:
+        options["beside"] = ("ADDT=digits-addt",)
+    models, images, ball = _defences(options)
+    out, attack, common = options["out"], _pgd(options), _common(options)
+    few = images[torch.arange(min(16, len(images)))]
+
+    def run(name: str, compute: Callable[[Cells], Any], draw: Callable[[Any], Figure]) -> Any:
+        found, figure = _write({**options, "out": out / name}, compute, draw, name.split("/")[0])
+        figures.setdefault(name.split("/")[0], []).append((name.replace("/", ": "), figure))
+        return found
+
+    figures: dict[str, list[tuple[str, Figure]]] = {}
+    stochastic = run(
+        "stochasticity",
+        lambda cells: stochasticity(
+            models, images, ball, attack=attack, levels=(0.0, 0.5, 1.0), pools=(1, 8, 128),
+            stages=("both",), draws=options["draws"], batch=options["batch"], cells=cells, **common,
+        ),
+        stochasticity_figure,
+    )  # fmt: skip
+    purified = {}
+    for name, model in models.items():
+        purify = partial(purification, model, images, ball, attack=attack, draws=4, **common)
+        purified[name] = run(f"purification/{name}", _with(purify), purification_figure)
+        surface = partial(
+            landscape, model, few, ball, attack=attack, points=options["points"], draws=2, **common
+        )
+        run(f"landscape/{name}", _with(surface), landscape_figure)
+    found = run(
+        "gradients",
+        lambda cells: gradients(
+            models, images, ball, attack=attack, eots=(1, 5, 20), reference=32,
+            draws=(1, 2, 4, 8, 16), judge=options["draws"], cells=cells, **common,
+        ),
+        gradients_figure,
+    )  # fmt: skip
+    facts = [f"{name}: {model.purifier!r}" for name, model in models.items()]
+    facts.append(f"{images!r}; {ball!r}; {attack!r}; seed {options['seed']}")
+    line = command_line(click.get_current_context(), "analyse explain")
+    answers = all_answers(stochastic, purified, found, figures)
+    page = out / "explain.html"
+    page.write_text(explain_page("Where the robustness comes from", facts, answers, line),
+                    encoding="utf-8")  # fmt: skip
+    for answer in answers:
+        console().print(f"\n[bold]{answer.question}[/]")
+        for sentence in answer.sentences:
+            console().print(sentence)
+    console().print(f"\npage: {page}")
+
+
+def _with(compute: Callable[..., Any]) -> Callable[[Cells], Any]:
+    return lambda cells: compute(cells=cells)
+
+
+def _common(options: dict[str, Any]) -> dict[str, Any]:
+    return {"seed": options["seed"]}
+
+
+def _defences(options: dict[str, Any]) -> tuple[dict[str, Defended], Images, Ball]:
+    """The defence of the options under its denoiser's name, and those beside it."""
+    model, images = build_model(options)
+    found = {Path(options["denoiser"]).name: model}
+    for entry in options.get("beside", ()):
+        name, _, denoiser = entry.partition("=")
+        if not (name and denoiser):
+            raise ValueError(
+                f"--beside must be NAME=DENOISER, such as ADDT=digits-addt; got {entry}"
+            )
+        if name in found:
+            raise ValueError(f"--beside names {name!r} twice: give every denoiser its own name")
+        found[name] = build_model({**options, "denoiser": denoiser})[0]
+    return found, images, build_threat(options).ball
+
+
+def _only(models: dict[str, Defended]) -> Defended:
+    return next(iter(models.values()))
+
+
+def _pgd(options: dict[str, Any]) -> Any:
+    if not options["attack"].startswith("pgd"):
+        raise ValueError(f"this instrument follows PGD; got --attack {options['attack']}")
+    return build_attack(options)
+
+
+def _write(
+    options: dict[str, Any],
+    compute: Callable[[Cells], Found],
+    draw: Callable[[Found], Figure],
+    what: str = "analysing",
+) -> tuple[Found, Figure]:
+    """Compute with a progress bar; write arrays, settings and figure."""
+    out: Path = options["out"]
+    with progress_bar(what, 1, unit="pieces") as bar:
+        found = compute(Cells(out, {"depure": "analysis"}, progress=bar))
+    write_arrays(out / "arrays.npz", found.arrays())
+    write_json(out / "settings.json", json.loads(json.dumps(found.settings, default=repr)))
+    figure = draw(found)
+    for suffix in ("png", "pdf"):
+        figure.savefig(out / f"figure.{suffix}", dpi=150)
+    console().print(f"figure: {out / 'figure.png'}\narrays: {out / 'arrays.npz'}")
+    return found, figure

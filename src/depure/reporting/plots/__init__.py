@@ -1,0 +1,1 @@
+"""Figures of the analyses, one instrument a file, as matplotlib Figures."""

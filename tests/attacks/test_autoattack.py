@@ -1,0 +1,287 @@
+"""AutoAttack's versions, the "fixed" one, and the battery under a budget of calls."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from depure.attacks import (
+    APGD,
+    FAB,
+    PGD,
+    Ensemble,
+    FixedAutoAttack,
+    Square,
+    Transfer,
+    autoattack,
+    strongest,
+)
+from depure.noise import Noise
+from depure.threat import L1, L2, Linf
+
+BALLS = [Linf(0.1), L2(0.5), L1(1.5)]
+
+
+class Noisy(nn.Module):
+    """A random network behind noise; counts the rows it is given."""
+
+    def __init__(self, classes=5, scale=0.2, stages=("forward",)):
+        super().__init__()
+        g = torch.Generator().manual_seed(1)
+        self.weight = torch.randn(32, classes, generator=g)
+        self.scale, self.rows, self.stages = scale, 0, stages
+
+    def forward(self, x, noise):
+        self.rows += len(x)
+        z = x + (self.scale * noise.normal("forward", 0, x) if self.stages else 0)
+        return torch.tanh(3 * (z - 0.5).flatten(1)) @ self.weight
+
+
+class Coin(nn.Module):
+    """Right with a chance that is written in the image's first pixel; class 0 is right."""
+
+    stages = ("flip",)
+
+    def forward(self, x, noise):
+        right = noise.uniform("flip", 0, x[:, 0, 0, :1])[:, 0] < x[:, 0, 0, 0]
+        return torch.stack([right, ~right], 1).to(x)
+
+
+class Bare(nn.Module):
+    """A classifier that counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.randn(32, 5, generator=torch.Generator().manual_seed(2))
+        self.rows = 0
+
+    def forward(self, x):
+        self.rows += len(x)
+        return x.flatten(1) @ self.weight
+
+
+def problem(n, **settings):
+    model = Noisy(**settings)
+    x = torch.rand(n, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    noise = Noise.of(3, range(n))
+    return model, x, model(x, noise.lock("forward")).argmax(1), noise
+
+
+def test_standard_has_the_published_budgets():
+    names = autoattack("standard").members
+    assert names == (
+        APGD(steps=100, restarts=1, loss="ce", eot=1),
+        APGD(steps=100, restarts=1, loss="dlr", targets=9, eot=1),
+        FAB(targets=9, steps=100, restarts=1, eot=1),
+        Square(steps=5000, eot=1, p_init=0.8, rescale=False),
+    )
+    assert autoattack("standard", L2(0.5)).members == names
+    ce, targeted, fab = autoattack("standard", L1(12)).members
+    assert (ce.restarts, ce.shrinking, ce.loss) == (5, True, "ce")
+    assert (targeted.restarts, targeted.shrinking, targeted.targets) == (1, True, 5)
+    assert fab == names[2]
+
+
+def test_the_other_versions():
+    rand = autoattack("rand")
+    assert rand.members == (APGD(100, eot=20), APGD(100, loss="dlr", eot=20))
+    assert autoattack("fixed") == FixedAutoAttack(rand.members, evals=20)
+    ours, published = autoattack("stochastic").members, autoattack("standard").members
+    assert ours == tuple(replace(m, eot=20) for m in published)
+    short = autoattack("stochastic", steps=7, queries=50, eot=3).members
+    assert [m.steps for m in short] == [7, 7, 7, 50]
+    assert {m.eot for m in short} == {3}
+    assert short[3].rescale
+
+
+@pytest.mark.parametrize("version", ["standard", "rand", "stochastic", "fixed"])
+@pytest.mark.parametrize("classes", [2, 3, 4, 5])
+def test_few_classes(version, classes):
+    model, x, y, noise = problem(2, classes=classes)
+    attack = autoattack(version, steps=5, queries=3, eot=2, classes=classes)
+    assert Linf(0.1).contains(attack(model, x, y, Linf(0.1), noise), x).all()
+
+
+@pytest.mark.parametrize("version", ["standard", "rand", "stochastic", "fixed"])
+@pytest.mark.parametrize("ball", BALLS, ids=str)
+def test_it_runs_in_every_ball_and_hurts(version, ball):
+    model, x, y, noise = problem(6)
+    attack = autoattack(version, ball, steps=5, queries=5, eot=2, classes=5)
+    found = attack.propose(model, x, y, ball, noise)
+    assert ball.contains(found.x_adv, x).all()
+    assert found.accuracy[:, -1].mean() < found.accuracy[:, 0].mean() - 0.2
+    again = attack.propose(model, x[[4, 1]], y[[4, 1]], ball, noise[[4, 1]])
+    assert torch.equal(again.winner, found.winner[[4, 1]])
+    torch.testing.assert_close(again.x_adv, found.x_adv[[4, 1]])
+
+
+def mean_accuracy(model, x, y, noise, n):
+    """One image, one draw at a time."""
+    right = 0
+    for j in range(n):
+        right += int(model(x, noise.draws(n)[[j]]).argmax() == y)
+    return right / n
+
+
+def naive_fixed(members, evals, model, x, y, ball, noise):
+    """The rule in plain words, one image at a time: incumbent, winner, least accuracy."""
+    best, winner = x, -1
+    least = mean_accuracy(model, x, y, noise.fold("fixed", 0), evals)
+    for i, member in enumerate(members):
+        if least == 0:
+            break
+        found = member(model, x, y, ball, noise.fold("ensemble member", i))
+        accuracy = mean_accuracy(model, found, y, noise.fold("fixed", i + 1), evals)
+        if accuracy < least:
+            best, winner, least = found, i, accuracy
+    return best, winner, least
+
+
+def test_fixed_is_what_it_says():
+    model, x, y, noise = problem(10, scale=0.3)
+    members = (PGD(1, eot=1), PGD(2, eot=1), APGD(5, loss="dlr", eot=1), Square(3, eot=1))
+    ball = Linf(0.13)
+    attack = FixedAutoAttack(members, evals=6)
+    found = attack.propose(model, x, y, ball, noise)
+    for i in range(10):
+        best, winner, least = naive_fixed(members, 6, model, x[[i]], y[[i]], ball, noise[[i]])
+        torch.testing.assert_close(found.x_adv[[i]], best)
+        assert int(found.winner[i]) == winner
+        assert float(found.accuracy[i, -1]) == pytest.approx(least)
+    assert len(set(found.winner.tolist())) > 2
+    assert not found.attacked.all()
+    locked = attack.propose(model, x, y, ball, noise.lock("forward"))
+    assert set(locked.accuracy.flatten().tolist()) <= {0.0, 1.0}
+
+
+def test_fixed_is_biased_down_and_the_ensemble_is_not():
+    """Five attacks that do nothing to a defence that is right half of the time."""
+    x = torch.full((300, 1, 1, 1), 0.5)
+    y, noise = torch.zeros(300, dtype=torch.int64), Noise.of(0, range(300))
+
+    nothing = (Square(steps=1, eot=1, p_init=1e-9),) * 5
+    ball = Linf(1e-6)
+    fixed = FixedAutoAttack(nothing).propose(Coin(), x, y, ball, noise)
+    assert abs(fixed.accuracy[:, 0].mean() - 0.5) < 0.02
+    assert fixed.accuracy[:, -1].mean() < 0.38
+    ours = Ensemble(nothing, judge_draws=20).propose(Coin(), x, y, ball, noise)
+    assert abs(ours.accuracy[:, -1].mean() - 0.5) < 0.02
+
+
+@pytest.mark.parametrize("ball", [Linf(0.01), L1(0.05)], ids=str)
+@pytest.mark.parametrize(
+    ("calls", "random"), [(150, True), (400, True), (1500, True), (110, False), (250, False)]
+)
+def test_the_budget_is_kept(calls, random, ball):
+    """On images that no attack breaks, so that none rests."""
+    stages = ("forward",) if random else ()
+    model, x, y, noise = problem(2, scale=0.01, stages=stages)
+    bare = Bare().eval()
+    battery = strongest(calls, ball, bare, classes=5, random=random)
+    model.rows = 0
+    found = battery.propose(model, x, y, ball, noise)
+    assert found.attacked.all()
+    spent = (model.rows + bare.rows) / 2
+    assert 0.5 * calls < spent <= calls
+    assert found.calls[-1] == model.rows
+
+
+def test_no_plan_exceeds_its_budget_whatever_the_size():
+    """By each attack's own count, for sizes too large to run."""
+    for calls in [*range(100, 1000, 7), 4000, 20_000, 100_000, 1_000_000]:
+        for random in (True, False):
+            battery = strongest(calls, Linf(0.1), Bare().eval(), random=random)
+            judge = (2 * len(battery.members) + 1) * (battery.judge_draws if random else 1)
+            planned = judge + sum(_cost(m, random) for m in battery.members)
+            assert planned <= calls
+            assert {m.eot for m in battery.members[:1]} <= ({1} if not random else {*range(1, 21)})
+
+
+def _cost(attack, random):
+    if isinstance(attack, Transfer):
+        return _cost(attack.attack, False)
+    draws = attack.eot if random else 1
+    if isinstance(attack, PGD):
+        return attack.steps * draws
+    if isinstance(attack, Square):
+        return (attack.steps + 1) * 2 * draws if random else attack.steps + 2
+    judged = (attack.restarts + 1) * (max(20, draws) if random else 1)
+    return judged + attack.restarts * (attack.steps + 1) * draws
+
+
+def test_the_battery_grows_with_the_budget():
+    def kinds(calls, **more):
+        return [type(m).__name__ for m in strongest(calls, **more).members]
+
+    bare = Bare().eval()
+    assert kinds(120) == ["PGD", "Square"]
+    assert kinds(4000) == ["PGD", "APGD", "APGD", "Square"]
+    assert kinds(4000, classifier=bare) == ["PGD", "APGD", "APGD", "Transfer", "Square"]
+    assert kinds(4000, ball=L1(12), classifier=bare) == ["APGD", "APGD", "Transfer"]
+    members = strongest(16_000).members
+    assert (members[0].steps, members[0].eot) == (245, 20)
+    assert [m.loss for m in strongest(4000, classes=2).members[1:3]] == ["ce", "margin"]
+    runs = strongest(200_000, random=False).members[1]
+    assert runs.restarts > 100
+    assert 190 <= runs.steps <= 210
+    assert strongest(4000).judge_draws == 50
+    assert strongest(4000).most_right == 0
+
+
+def test_accuracy_against_budget():
+    model, x, y, noise = problem(8)
+    found = strongest(600, Linf(0.05), Bare().eval(), classes=5).propose(
+        model, x, y, Linf(0.05), noise
+    )
+    assert len(found.calls) == found.accuracy.shape[1] == found.attacked.shape[1] + 1
+    assert all(a <= b for a, b in zip(found.calls, found.calls[1:], strict=False))
+    assert found.accuracy[:, -1].mean() < found.accuracy[:, 0].mean() - 0.2
+
+
+def test_transfer_attacks_the_classifier_alone():
+    model, x, y, noise = problem(4)
+    model.rows, bare, heard = 0, Bare().eval(), []
+    attack = APGD(steps=6, eot=3)
+    found = Transfer(attack, bare)(
+        model, x, y, Linf(0.1), noise.lock("forward"), lambda i, m: heard.append(i)
+    )
+    assert model.rows == 0
+    assert bare.rows == 4 * (7 + 2)  # one draw only
+
+    class Plain(nn.Module):
+        stages = ()
+
+        def forward(self, x, noise):
+            return bare(x)
+
+    torch.testing.assert_close(found, attack(Plain(), x, y, Linf(0.1), noise))
+
+    class Held(PGD):
+        def __call__(self, model, x, y, ball, noise, watch=None):
+            assert noise.held == model.stages == ()
+            return x
+
+    Transfer(Held(), bare)(model, x, y, Linf(0.1), noise.lock("forward"))
+    assert len(heard) == Transfer(attack, bare).iterations == 6
+    assert "weight" not in repr(Transfer(attack, bare))
+    with pytest.raises(ValueError, match=r"train mode.*classifier\.eval\(\)"):
+        Transfer(attack, bare.train())(model, x, y, Linf(0.1), noise)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda: autoattack("plus"), "one of standard, rand, stochastic, fixed; got 'plus'"),
+        (lambda: autoattack(classes=1), "classes must be at least 2, a whole number; got 1"),
+        (lambda: autoattack(steps=0), "steps must be at least 1"),
+        (lambda: autoattack(queries=0), "steps must be at least 1"),
+        (lambda: FixedAutoAttack((PGD(),), evals=0), "evals must be at least 1"),
+        (lambda: FixedAutoAttack(()), "1 to 127 attacks"),
+        (lambda: strongest(3), "3 calls per image buy no attack"),
+        (lambda: strongest(1000, classes=0), "classes must be at least 2"),
+    ],
+)
+def test_bad_settings(ask, message):
+    with pytest.raises(ValueError, match=message):
+        ask()

@@ -1,0 +1,58 @@
+"""`depure analyse`: every instrument from its command line, on a few digits."""
+
+import json
+
+import numpy as np
+import pytest
+
+TINY = "--images 8 --steps 2 --attack-steps 2 --eot 2 --draws 2"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "stochasticity --levels 0,1 --pools 1,2 --beside ADDT=digits-addt",
+        "landscape --points 3",
+        "trajectories",
+        "purification --t-stars 0.05,0.1 --grid-steps 1,2",
+        "gradients --eots 1,2 --reference 4",
+        "transfer --seeds 0,1",
+        "quality",
+    ],
+    ids=lambda line: line.split()[0],
+)
+def test_an_instrument(run, tmp_path, line):
+    command = f"analyse {line} {TINY} --out a"
+    status, out, err = run(command)
+    assert status == 0, err
+    assert "a/figure.png" in out
+    folder = tmp_path / "a"
+    assert {"arrays.npz", "settings.json", "figure.png", "figure.pdf"} <= {
+        p.name for p in folder.iterdir()
+    }
+    assert json.loads((folder / "settings.json").read_text())
+    before = dict(np.load(folder / "arrays.npz", allow_pickle=False))
+    assert run(command)[0] == 0  # from its cells
+    again = dict(np.load(folder / "arrays.npz", allow_pickle=False))
+    assert all(np.array_equal(before[k], again[k], equal_nan=before[k].dtype.kind == "f")
+               for k in before)  # fmt: skip
+
+
+def test_explain(run, tmp_path):
+    status, out, err = run(f"analyse explain {TINY} --points 3 --out e")
+    assert status == 0, err
+    page = (tmp_path / "e" / "explain.html").read_text()
+    for words in ("remove perturbations, or hide them", "ADDT against digits", "converged",
+                  "depure analyse explain"):  # fmt: skip
+        assert words in page
+    assert page.count("data:image/png;base64,") == 6
+    assert "How much is left when the noise is known?" in out
+    assert (tmp_path / "e" / "landscape" / "ADDT" / "arrays.npz").exists()
+
+
+def test_bad_input(fails):
+    fails(f"analyse stochasticity {TINY} --beside digits-addt", "--beside must be NAME=DENOISER")
+    fails(f"analyse stochasticity {TINY} --beside digits=digits-addt", "names 'digits' twice")
+    fails(f"analyse landscape {TINY} --attack square", "this instrument follows PGD")
+    fails(f"analyse stochasticity {TINY} --levels a", "expected numbers such as 1,2,8")
+    fails(f"analyse stochasticity {TINY} --denoiser none", "no noise")
