@@ -61,6 +61,8 @@ def main() -> None:
         cards = list(pool.map(lambda job: evaluate(*job, args), jobs))
     text = table(jobs, cards, args)
     (args.out / "table.md").write_text(text)
+    if args.results is not None:
+        args.results.write_text(text)
     print(text)
 
 
@@ -77,6 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="of the purifier")
     parser.add_argument("--eps", default="0.2")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=None, help="also write the table here")
     parser.add_argument("--out", type=Path, default=Path("runs/addt_digits"))
     return parser.parse_args()
 

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from depure.attacks import PGD
-from depure.attacks.expected import expected_grad
+from depure.attacks.expected import Expected, expected_grad
 from depure.attacks.losses import margin
-from depure.attacks.stadv import Adam, StAdv, bend, pull_back, variation
+from depure.attacks.stadv import Adam, Search, StAdv, bend, pull_back, variation
 from depure.noise import Noise
 from depure.threat import Flow, Linf
 
@@ -196,22 +196,16 @@ def test_a_non_finite_gradient_leaves_that_image_in_place():
     assert len(finite) == StAdv(steps=5).iterations
 
 
-def test_an_image_with_a_finite_loss_and_no_gradient_rests_where_it_started():
-    class Steep(Shaky):
-        def forward(self, x, noise):
-            v = x[:, :1, 0, 0]
-            cliff = torch.where(v > 0.5, v - v.detach(), 1.0).sqrt()  # infinitely steep at 0
-            return super().forward(x, noise) + cliff * torch.tensor([0.0, 1.0, 0.0])
+def test_parameters_without_a_finite_gradient_rest_whatever_the_penalty():
+    def measure(i, images):  # each iterate better than the last, one image without a gradient
+        loss = torch.full((2,), float(i), dtype=DOUBLE)
+        return Expected(0 * images, loss, 0 * loss, torch.tensor([True, False]))
 
-    x, y, noise = pictures(2, (1, 6, 6)), torch.tensor([0, 0]), Noise.of(0, [0, 1])
-    x[:, 0, :2, :2] = torch.tensor([0.2, 0.9], dtype=DOUBLE)[:, None, None]
-    short, long = (
-        StAdv(steps, smooth=1.0, random_start=True)(Steep(36, 0), x, y, Flow(0.3), noise)
-        for steps in (1, 8)
-    )
-    assert torch.equal(short[1], long[1])
-    assert not torch.equal(short[0], long[0])
-    assert not torch.equal(short[1], x[1])
+    search = Search(lambda p: p, lambda p: p, lambda p: p.flatten(1).sum(1), measure, 0.1)
+    x = torch.full((2, 1, 2, 2), 0.9, dtype=DOUBLE)
+    found = search.run(x, 3, None)
+    torch.testing.assert_close(found[0], x[0] - 0.3)
+    assert torch.equal(found[1], x[1])
 
 
 def test_the_last_row_and_column_have_a_slope_inwards():
