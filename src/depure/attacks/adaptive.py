@@ -246,7 +246,7 @@ def weighted(grads: Tensor, weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MIPGD(_Walk):
-    """PGD with a memory of gradients, which lowers their variance over draws at no cost.
+    """PGD with a memory of gradients, which damps their noise; not shown to be stronger than PGD.
 
     - "momentum": MI-FGSM (Dong et al., 1710.06081): the direction is a sum of past gradients,
       each over its L1 norm, the earlier ones discounted by `decay`.
