@@ -52,8 +52,7 @@ class Finding(Protocol):
 Found = TypeVar("Found", bound=Finding)
 
 # Defaults that suit the bundled digits: small enough for a first look in a minute or two.
-_DEFAULTS = {"steps": "5", "eps": "0.2", "images": "32", "attack_steps": "10", "eot": "5"}
-_SETTINGS = {"default_map": _DEFAULTS}
+_DEFAULTS = {"steps": "5", "eps": "0.2", "attack_steps": "10", "eot": "5"}
 
 
 @click.group("analyse", short_help="Where does the robustness come from? Instruments and figures.")
@@ -62,8 +61,8 @@ def command() -> None:
 
     Each writes a folder with arrays.npz, settings.json, figure.png and figure.pdf. Killed at any
     moment, the same command continues. Defaults suit the bundled digits (5 purifier steps, eps
-    0.2, 32 images, 10 attack steps); `--beside NAME=DENOISER` puts other denoisers beside the one
-    of `--denoiser`:
+    0.2, 10 attack steps, 32 images, 512 for quality); `--beside NAME=DENOISER` puts other
+    denoisers beside the one of `--denoiser`:
 
     \b
       depure analyse stochasticity --beside ADDT=digits-addt
@@ -72,7 +71,7 @@ def command() -> None:
 
 
 def _instrument(
-    name: str, help_line: str, *extra: Callable[[Any], Any]
+    name: str, help_line: str, *extra: Callable[[Any], Any], images: int = 32
 ) -> Callable[[Callable[..., None]], Any]:
     """A subcommand with the options that all instruments share."""
 
@@ -89,7 +88,8 @@ def _instrument(
         ]  # fmt: skip
         for option in shared:
             function = option(function)
-        return command.command(name, short_help=help_line, context_settings=_SETTINGS)(function)
+        settings = {"default_map": {**_DEFAULTS, "images": str(images)}}
+        return command.command(name, short_help=help_line, context_settings=settings)(function)
 
     return decorate
 
@@ -235,6 +235,7 @@ def transfer_command(**options: Any) -> None:
     "quality", "FID and KID of generated and purified images.",
     click.option("--reference-data", default=None, metavar="FOLDER",
                  help="Images to compare with (default: the train split of --data)."),
+    images=512,  # features need many
 )  # fmt: skip
 def quality_command(**options: Any) -> None:
     """FID and KID on the classifier's features (not the published FID, which uses Inception's)."""
