@@ -72,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=words, default=["0", "1", "2"], help="training seeds")
-    parser.add_argument("--models", type=words, default=list(MODELS)[:4], help="all: all of them")
+    parser.add_argument("--models", type=words, default=list(MODELS)[:4])
     parser.add_argument("--samplers", type=words, default=list(SAMPLERS))
     parser.add_argument("--attackers", type=words, default=list(ATTACKERS))
     parser.add_argument("--images", type=int, default=128)

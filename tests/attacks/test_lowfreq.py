@@ -4,7 +4,7 @@ from torch import nn
 
 from depure.attacks.features import FeatureDistance, Perceptual
 from depure.attacks.lowfreq import Filter, LowFrequency, _form
-from depure.attacks.stadv import pull_back
+from depure.attacks.search import pull_back
 from depure.noise import Noise
 from depure.threat import L2, Linf
 

@@ -5,7 +5,7 @@ from torch import nn
 from depure.attacks.expected import expected_grad
 from depure.attacks.losses import margin
 from depure.attacks.recolor import ReColorAdv, _bounded, colouring, nodes
-from depure.attacks.stadv import pull_back, variation
+from depure.attacks.search import pull_back, variation
 from depure.noise import Noise
 from depure.threat import L2, Linf
 

@@ -5,7 +5,8 @@ from torch import nn
 from depure.attacks import PGD
 from depure.attacks.expected import Expected, expected_grad
 from depure.attacks.losses import margin
-from depure.attacks.stadv import Adam, Search, StAdv, bend, pull_back, variation
+from depure.attacks.search import Adam, Search, pull_back, variation
+from depure.attacks.stadv import StAdv, bend
 from depure.noise import Noise
 from depure.threat import Flow, Linf
 

@@ -148,6 +148,30 @@ def test_mixed_precision_is_asked_for(run, tmp_path):
     assert 0 < apart < 0.1
 
 
+def test_tensorboard_hears_every_metric(run, fails, monkeypatch):
+    import types
+
+    heard = []
+
+    class Writer:
+        def __init__(self, folder):
+            heard.append(folder)
+
+        def add_scalar(self, name, value, update):
+            heard.append((name, update))
+
+        def flush(self):
+            pass
+
+    line = f"train classifier {SMALL} --check-images 10 --check-every 4 --tensorboard --out t"
+    name = "torch.utils.tensorboard"
+    monkeypatch.setitem(sys.modules, name, None)
+    fails(line, "--tensorboard needs the package tensorboard: pip install tensorboard")
+    monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(SummaryWriter=Writer))
+    assert run(line)[0] == 0
+    assert heard == ["t/tensorboard", ("loss", 4), ("clean", 4), ("robust", 4), ("score", 4)]
+
+
 def test_bad_training_input(fails, tmp_path):
     fails("train addt --perturbation gauss", "'gauss' is not one of")
     fails("train addt --unit -1", "unit must be")

@@ -13,17 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depure.analysis.common import begin, check_counts, device_of, join, mean_known, slices, tag
 from depure.analysis.stochasticity import check_rising, named_models, settings_of
 from depure.analysis.store import Array, Arrays, Cells
-from depure.analysis.trajectories import (
-    begin,
-    check_counts,
-    device_of,
-    join,
-    mean_known,
-    slices,
-    tag,
-)
 from depure.analysis.transfer import (
     Setting,
     accuracy_of,

@@ -10,19 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depure.analysis.common import begin, check_counts, join, slices, tag
 from depure.analysis.store import Array, Arrays, Cells
-from depure.analysis.trajectories import (
-    Route,
-    begin,
-    check_counts,
-    height_noise,
-    join,
-    losses_at,
-    path_of,
-    settings_of,
-    slices,
-    tag,
-)
+from depure.analysis.trajectories import Route, height_noise, losses_at, path_of, settings_of
 from depure.attacks.pgd import PGD
 from depure.data.images import Images
 from depure.noise import Noise

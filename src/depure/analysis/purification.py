@@ -11,18 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from depure.analysis.common import begin, check_counts, device_of, join, slices, tag
 from depure.analysis.store import Array, Arrays, Cells
-from depure.analysis.trajectories import (
-    Route,
-    begin,
-    check_counts,
-    device_of,
-    join,
-    path_of,
-    settings_of,
-    slices,
-    tag,
-)
+from depure.analysis.trajectories import Route, path_of, settings_of
 from depure.attacks.expected import rows_at_once
 from depure.attacks.pgd import PGD
 from depure.data.images import Images

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depure.analysis.common import begin, check_counts, device_of, join, slices, tag
 from depure.analysis.purification import penultimate
 from depure.analysis.store import Array, Arrays, Cells
-from depure.analysis.trajectories import begin, check_counts, device_of, join, slices, tag
 from depure.attacks.pgd import PGD
 from depure.data.images import Images
 from depure.diffusion.schedule import Karras

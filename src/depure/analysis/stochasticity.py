@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depure.analysis.common import begin, check_counts, device_of, join, slices, tag
 from depure.analysis.store import Array, Arrays, Cells
-from depure.analysis.trajectories import begin, check_counts, device_of, join, slices, tag
 from depure.analysis.transfer import (
     JUDGE_ROWS,
     Setting,

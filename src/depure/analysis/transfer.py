@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from scipy.special import stdtrit
 
+from depure.analysis.common import begin, check_counts, device_of, join, slices, tag
 from depure.analysis.store import Array, Arrays, Cells
-from depure.analysis.trajectories import begin, check_counts, device_of, join, slices, tag
 from depure.attacks.base import Attack
 from depure.attacks.expected import distinct_draws
 from depure.attacks.pgd import PGD

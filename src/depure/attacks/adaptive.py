@@ -11,14 +11,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from depure.attacks.base import Attack, Watch
+from depure.attacks.base import Attack, Watch, calls_of_watch
 from depure.attacks.climb import better, pick, wide
-from depure.attacks.ensemble import calls_of_watch
 from depure.attacks.expected import Expected, distinct_draws, expected_grad
 from depure.attacks.losses import LOSSES
 from depure.attacks.model import Model
 from depure.attacks.queries import ask, check_counts
-from depure.attacks.stadv import Best, check_search
+from depure.attacks.search import Best, check_search
 from depure.noise import Noise
 from depure.threat import Ball
 

@@ -10,13 +10,12 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from depure.attacks.apgd import APGD
-from depure.attacks.base import Attack, Watch
+from depure.attacks.base import Attack, Watch, calls_of_watch
 from depure.attacks.ensemble import (
     Cascade,
     Case,
     Ensemble,
     Score,
-    calls_of_watch,
     check_members,
 )
 from depure.attacks.fab import FAB

@@ -34,3 +34,8 @@ class Attack(ABC):
         watch: Watch | None = None,
     ) -> Tensor:
         """Adversarial images (B, C, H, W) in the ball around x, aiming at a label other than y."""
+
+
+def calls_of_watch(attack: Attack) -> int:
+    """How often an attack calls its watch."""
+    return int(getattr(attack, "iterations", getattr(attack, "steps", 1)))

@@ -13,7 +13,7 @@ import torch
 from scipy.special import bdtr
 from torch import Tensor, nn
 
-from depure.attacks.base import Attack, Watch
+from depure.attacks.base import Attack, Watch, calls_of_watch
 from depure.attacks.climb import better
 from depure.attacks.expected import Expected
 from depure.attacks.model import Model
@@ -299,11 +299,6 @@ def check_members(members: tuple[Attack, ...]) -> None:
     strange = [m for m in members if not isinstance(m, Attack)]
     if strange:
         raise ValueError(f"every member must be an attack; got {strange[0]!r}")
-
-
-def calls_of_watch(attack: Attack) -> int:
-    """How often an attack calls its watch."""
-    return int(getattr(attack, "iterations", getattr(attack, "steps", 1)))
 
 
 @contextmanager

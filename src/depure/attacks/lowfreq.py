@@ -17,7 +17,7 @@ from depure.attacks.expected import Average
 from depure.attacks.features import Perceptual
 from depure.attacks.model import Model
 from depure.attacks.queries import check_ball
-from depure.attacks.stadv import Adam, Best, check_search, measured, pull_back
+from depure.attacks.search import Adam, Best, check_search, measured, pull_back
 from depure.noise import Noise
 from depure.threat import Ball, Linf
 

@@ -14,7 +14,7 @@ from depure.attacks.expected import Average, rows_at_once
 from depure.attacks.features import FeatureDistance, Perceptual
 from depure.attacks.model import Model
 from depure.attacks.queries import check_ball, check_counts
-from depure.attacks.stadv import Best, check_search, measured
+from depure.attacks.search import Best, check_search, measured
 from depure.noise import Noise
 from depure.threat import Ball
 

@@ -15,7 +15,7 @@ from depure.attacks.base import Attack, Watch
 from depure.attacks.expected import Average, Expected
 from depure.attacks.model import Model
 from depure.attacks.queries import check_ball, check_counts
-from depure.attacks.stadv import Search, check_search, measured, variation
+from depure.attacks.search import Search, check_search, measured, variation
 from depure.noise import Noise
 from depure.threat import Ball, Linf
 

@@ -1,28 +1,20 @@
-"""StAdv: images bent by a small flow; and the search through image changes that it shares."""
+"""StAdv: images bent by a small flow."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from depure.attacks.base import Attack, Watch
-from depure.attacks.climb import better, pick
-from depure.attacks.expected import Average, Expected, expected_grad
-from depure.attacks.losses import LOSSES
+from depure.attacks.expected import Average, Expected
 from depure.attacks.model import Model
-from depure.attacks.queries import check_ball, check_counts
+from depure.attacks.queries import check_ball
+from depure.attacks.search import Search, check_search, measured, variation
 from depure.noise import Noise
 from depure.threat import Ball, Flow
-
-_BETAS = (0.9, 0.999)
-_TINY = 1e-8  # Adam's
-_CORNER = 1e-10  # rounds off the corner of a norm at 0, as published
 
 
 @dataclass(frozen=True)
@@ -133,137 +125,3 @@ def _split(index: Tensor, flow: Tensor, size: int) -> tuple[Tensor, Tensor]:
     # The last pixel belongs to the interval before it, by which it has a slope inwards.
     whole = place.detach().floor().clamp_max(max(size - 2.0, 0.0))
     return whole.long(), place - whole
-
-
-def variation(field: Tensor) -> Tensor:
-    """Total variation (B,) of vectors (B, V, ...) on a grid: distances of all neighbours, twice."""
-    total = field.new_zeros(len(field))
-    for axis in range(2, field.ndim):
-        steps = field.diff(dim=axis).square().sum(1)
-        total = total + 2.0 * (steps + _CORNER).sqrt().flatten(1).sum(1)
-    return total
-
-
-def measured(attack: Attack, model: Model, x: Tensor, y: Tensor, noise: Noise) -> Expected:
-    """What an attack with the settings loss, eot, average and chunk measures at some images."""
-    settings = (getattr(attack, name) for name in ("loss", "eot", "average", "chunk"))
-    loss, eot, average, chunk = settings
-    return expected_grad(model, x, y, LOSSES[loss], noise, eot, average=average, chunk=chunk)
-
-
-@dataclass(frozen=True, eq=False)
-class Search:
-    """Ascent on parameters of an image change, each image with an Adam of its own.
-
-    Args:
-        make: parameters (B, ...) to images (B, C, H, W), differentiable, row by row.
-        project: parameters into their bound.
-        penalty: parameters to what is taken off the loss, (B,).
-        measure: iteration and images to their loss and gradient.
-        lr: learning rate, a number or one for each parameter.
-    """
-
-    make: Callable[[Tensor], Tensor]
-    project: Callable[[Tensor], Tensor]
-    penalty: Callable[[Tensor], Tensor]
-    measure: Callable[[int, Tensor], Expected]
-    lr: float | Tensor
-
-    def images(self, params: Tensor) -> Tensor:
-        """Images in [0, 1], from which interpolation may stray by rounding."""
-        with torch.no_grad():
-            return self.make(params).clamp(0.0, 1.0)
-
-    def run(self, params: Tensor, steps: int, watch: Watch | None) -> Tensor:
-        """The best images (B, C, H, W) of `steps` steps from these parameters."""
-        adam, here = Adam.like(params), self.images(params)
-        seen = self.measure(0, here)
-        best = Best(here, seen)
-        for i in range(steps):
-            if watch is not None:
-                watch(i, seen)
-            grad = pull_back(self.make, params, seen.grad, self.penalty)
-            moves = seen.finite & grad.flatten(1).isfinite().all(1)
-            adam = adam.heard(grad, moves)
-            params = pick(moves, self.project(params + self.lr * adam.step()), params)
-            here = self.images(params)
-            seen = self.measure(i + 1, here)
-            best = best.improved(here, seen)
-        return best.x
-
-
-def pull_back(
-    make: Callable[[Tensor], Tensor],
-    params: Tensor,
-    grad: Tensor,
-    penalty: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """Gradient of loss(make(params)) - penalty(params) by params, given the loss's by the image.
-
-    The chain rule: a vector-Jacobian product of `make` with the image gradient (B, C, H, W).
-    """
-    with torch.enable_grad():
-        leaf = params.detach().requires_grad_()
-        value = (make(leaf) * grad).sum()
-        if penalty is not None:
-            value = value - penalty(leaf).sum()
-        (pulled,) = torch.autograd.grad(value, leaf)
-    return pulled
-
-
-@dataclass(frozen=True, eq=False)
-class Best:
-    """The best images so far: of lowest mean accuracy, of highest mean loss among equals."""
-
-    x: Tensor
-    seen: Expected
-
-    def improved(self, x: Tensor, seen: Expected, allowed: Tensor | None = None) -> Best:
-        """With the new images wherever they are better (and allowed, (B,) bool)."""
-        wins = better(seen.accuracy, seen.loss, self.seen.accuracy, self.seen.loss)
-        wins = wins if allowed is None else wins & allowed
-        both = zip(seen, self.seen, strict=True)
-        return Best(pick(wins, x, self.x), Expected(*(pick(wins, n, o) for n, o in both)))
-
-
-@dataclass(frozen=True, eq=False)
-class Adam:
-    """Adam (Kingma & Ba, 1412.6980, algorithm 1), up the gradient, one for each row."""
-
-    first: Tensor
-    second: Tensor
-    heard_of: Tensor  # (B,), gradients so far
-
-    @staticmethod
-    def like(params: Tensor) -> Adam:
-        """At its beginning."""
-        zero = torch.zeros_like(params)
-        return Adam(zero, zero, torch.zeros_like(params.flatten(1)[:, 0]))
-
-    def heard(self, grad: Tensor, rows: Tensor) -> Adam:
-        """With a gradient taken in for some rows (B,) bool."""
-        a, b = _BETAS
-        first = pick(rows, a * self.first + (1.0 - a) * grad, self.first)
-        second = pick(rows, b * self.second + (1.0 - b) * grad.square(), self.second)
-        return replace(self, first=first, second=second, heard_of=self.heard_of + rows)
-
-    def step(self) -> Tensor:
-        """The step of learning rate 1; 0 before the first gradient."""
-        count = self.heard_of.clamp_min(1.0).view(-1, *[1] * (self.first.ndim - 1))
-        mean = self.first / (1.0 - _BETAS[0] ** count)
-        spread = self.second / (1.0 - _BETAS[1] ** count)
-        return mean / (spread.sqrt() + _TINY)
-
-
-def check_search(attack: Attack) -> None:
-    """Raise ValueError unless steps, eot, lr, smooth, loss and average are in range, where set."""
-    check_counts(attack, "steps", "eot")
-    for name, open_ in (("lr", True), ("smooth", False)):
-        value = getattr(attack, name, 1.0)
-        if not (0.0 <= value < math.inf) or (open_ and value == 0.0):
-            least = "positive" if open_ else "at least 0"
-            raise ValueError(f"{name} must be {least} and finite; got {value}")
-    for name, allowed in (("loss", tuple(LOSSES)), ("average", get_args(Average))):
-        value = getattr(attack, name, allowed[0])
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")

@@ -267,7 +267,7 @@ def explain_command(**options: Any) -> None:
     if options["denoiser"] == "digits" and not options["beside"]:
         options["beside"] = ("ADDT=digits-addt",)
     models, images, ball = _defences(options)
-    out, attack, common = options["out"], _pgd(options), _common(options)
+    out, attack, seed = options["out"], _pgd(options), options["seed"]
     few = images[torch.arange(min(16, len(images)))]
 
     def run(name: str, compute: Callable[[Cells], Any], draw: Callable[[Any], Figure]) -> Any:
@@ -280,23 +280,24 @@ def explain_command(**options: Any) -> None:
         "stochasticity",
         lambda cells: stochasticity(
             models, images, ball, attack=attack, levels=(0.0, 0.5, 1.0), pools=(1, 8, 128),
-            stages=("both",), draws=options["draws"], batch=options["batch"], cells=cells, **common,
+            stages=("both",), draws=options["draws"], batch=options["batch"], cells=cells,
+            seed=seed,
         ),
         stochasticity_figure,
     )  # fmt: skip
     purified = {}
     for name, model in models.items():
-        purify = partial(purification, model, images, ball, attack=attack, draws=4, **common)
+        purify = partial(purification, model, images, ball, attack=attack, draws=4, seed=seed)
         purified[name] = run(f"purification/{name}", _with(purify), purification_figure)
         surface = partial(
-            landscape, model, few, ball, attack=attack, points=options["points"], draws=2, **common
+            landscape, model, few, ball, attack=attack, points=options["points"], draws=2, seed=seed
         )
         run(f"landscape/{name}", _with(surface), landscape_figure)
     found = run(
         "gradients",
         lambda cells: gradients(
             models, images, ball, attack=attack, eots=(1, 5, 20), reference=32,
-            draws=(1, 2, 4, 8, 16), judge=options["draws"], cells=cells, **common,
+            draws=(1, 2, 4, 8, 16), judge=options["draws"], cells=cells, seed=seed,
         ),
         gradients_figure,
     )  # fmt: skip
@@ -316,10 +317,6 @@ def explain_command(**options: Any) -> None:
 
 def _with(compute: Callable[..., Any]) -> Callable[[Cells], Any]:
     return lambda cells: compute(cells=cells)
-
-
-def _common(options: dict[str, Any]) -> dict[str, Any]:
-    return {"seed": options["seed"]}
 
 
 def _defences(options: dict[str, Any]) -> tuple[dict[str, Defended], Images, Ball]:

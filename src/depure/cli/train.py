@@ -244,10 +244,11 @@ def _card(
     folder: Path, objective: Objective, plan: Plan, augment: tuple[Augment, ...], images: Images
 ) -> None:
     words = shlex.join(["depure", *sys.argv[1:]])
+    weights = "their running average over training" if plan.max_decay else "the last"
     (folder / "MODEL_CARD.md").write_text(
         f"# A model trained by Depure\n\n- **Command**: `{words}`\n- **Data**: {images!r}\n"
         f"- **Objective**: {objective.describe()}\n- **Plan**: {plan!r}\n"
-        f"- **Augmentation**: {augment!r}\n- **Weights**: their running average over training\n"
+        f"- **Augmentation**: {augment!r}\n- **Weights**: {weights}\n"
         f"- **Made with**: torch {torch.__version__}\n"
     )
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from depure.attacks.base import Attack
+from depure.attacks.base import Attack, calls_of_watch
 from depure.attacks.expected import Expected, distinct_draws
 from depure.data.images import Images
 from depure.evaluation.cost import Cost, counted
@@ -113,8 +113,7 @@ def compute_shard(
 
     def watch(iteration: int, measured: Expected) -> None:
         trace.append(measured._replace(grad=torch.empty(0)))
-        total = getattr(attack, "iterations", getattr(attack, "steps", 1))
-        tick(min(1.0, (iteration + 1) / total))
+        tick(min(1.0, (iteration + 1) / calls_of_watch(attack)))
 
     with counted(model) as cost:
         x_adv = attack(model, x, y, threat.ball, base.fold("attack"), watch)

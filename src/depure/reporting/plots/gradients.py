@@ -14,7 +14,7 @@ from depure.analysis.gradients import Gradients
 from depure.analysis.store import Array
 from depure.analysis.transfer import mean_of
 from depure.reporting.figures import _counting_axis, _figure, _percent_axis, style
-from depure.reporting.plots.landscape import caption, legend_above
+from depure.reporting.plots.common import caption, legend_above
 from depure.reporting.plots.stochasticity import attack_words, curve, look
 
 _GREY: Any = {"color": "#777777", "linewidth": 1.0, "linestyle": (0, (1.2, 1.6))}

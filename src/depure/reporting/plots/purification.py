@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
+from depure.analysis.common import mean_known
 from depure.analysis.purification import Purification
 from depure.analysis.store import Array
-from depure.analysis.trajectories import mean_known
 from depure.reporting.figures import _DASHES, _MARKS, JUDGED, _figure, style
-from depure.reporting.plots.landscape import MAP, attack_words, caption, legend_above
+from depure.reporting.plots.common import MAP, attack_words, caption, legend_above
 
 _SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "adversarial": ("attacked image to clean image", {**_MARKS["attacked"], "linestyle": "-"}),

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from depure.analysis.quality import Quality
 from depure.analysis.store import Array
 from depure.reporting.figures import ATTACKED, CLEAN, JUDGED, _figure, style
-from depure.reporting.plots.landscape import caption
+from depure.reporting.plots.common import caption
 
 _LOOKS: dict[str, dict[str, Any]] = {
     "held-out": {"color": JUDGED, "marker": "s", "markerfacecolor": "white"},

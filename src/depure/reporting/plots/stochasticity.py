@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from depure.analysis.stochasticity import Curves, Stochasticity
 from depure.analysis.store import Array
 from depure.reporting.figures import _figure, _percent_axis, style
-from depure.reporting.plots.landscape import caption, legend_above
+from depure.reporting.plots.common import caption, legend_above
 
 # Okabe and Ito, dark to light; the marker tells the same in grey.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")

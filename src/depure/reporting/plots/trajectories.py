@@ -8,11 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from depure.analysis.common import mean_known
 from depure.analysis.store import Array
-from depure.analysis.trajectories import Trajectories, mean_known
+from depure.analysis.trajectories import Trajectories
 from depure.reporting.figures import _counting_axis, _figure, style
-from depure.reporting.plots.landscape import LOOKS, MAP, NAMES, attack_words, caption, unit
-from depure.reporting.plots.landscape import legend_above as _above
+from depure.reporting.plots.common import LOOKS, MAP, NAMES, attack_words, caption, unit
+from depure.reporting.plots.common import legend_above as _above
 
 
 def trajectories_figure(result: Trajectories, image: int | None = None) -> Figure:

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from depure.analysis.store import Array
 from depure.analysis.transfer import Transfer
 from depure.reporting.figures import _figure, _wrapped, style
-from depure.reporting.plots.landscape import MAP, caption
+from depure.reporting.plots.common import MAP, caption
 
 
 def transfer_figure(result: Transfer) -> Figure:
