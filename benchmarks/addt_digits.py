@@ -26,11 +26,11 @@ MODELS = {  # vanilla is the bundled model, where all others start
     "control": "--perturbation none",
     "ADDT": "--perturbation rbgm",
     "ADDT without RBGM": "--perturbation pgd",
-    "ADDT, lambda of the paper": "--perturbation rbgm --unit 0.03 --high 0.3",
-    "ADDT, half lambda": "--perturbation rbgm --unit 0.1 --high 0.5",
-    "ADDT, guided by eps": "--perturbation rbgm --guide eps",
-    "ADDT, last gradient": "--perturbation rbgm --accumulate last",
-    "ADDT, one iteration": "--perturbation rbgm --iterations 1",
+    "ADDT: lambda of the paper": "--perturbation rbgm --unit 0.03 --high 0.3",
+    "ADDT: half lambda": "--perturbation rbgm --unit 0.1 --high 0.5",
+    "ADDT: guided by eps": "--perturbation rbgm --guide eps",
+    "ADDT: last gradient": "--perturbation rbgm --accumulate last",
+    "ADDT: one iteration": "--perturbation rbgm --iterations 1",
 }
 SAMPLERS = {"DDPM": "--sampler ddpm", "DDIM": "--sampler ddim", "VP-SDE": "--sampler sde"}
 ATTACKERS = {
@@ -85,7 +85,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def slug(model: str) -> str:
-    return model.replace(",", "").replace(" ", "-").lower()
+    return model.replace(":", "").replace(" ", "-").lower()
 
 
 def folder(model: str, seed: str, args: argparse.Namespace) -> Path:

@@ -4,11 +4,36 @@ import json
 
 import pytest
 
-from depure.attacks import APGD, FAB, PGD, SPSA, RayS, Square, autoattack, strongest
-from depure.cli.build import build_attack, build_sampler, build_threat
+from depure.attacks import (
+    APGD,
+    FAB,
+    LPA,
+    MIPGD,
+    PGD,
+    PPGD,
+    SPSA,
+    DiffHammer,
+    FeatureDistance,
+    LowFrequency,
+    Perceptual,
+    RayS,
+    ReColorAdv,
+    Square,
+    StAdv,
+    StandIn,
+    Transfer,
+    autoattack,
+    strongest,
+)  # fmt: skip
+from depure.cli import attacks as cli_attacks
+from depure.cli.attacks import build_attack, build_threat
+from depure.cli.build import build_model, build_sampler
 from depure.cli.evaluate import command
-from depure.diffusion import Heun
-from depure.threat import L1, L2, Linf, Threat
+from depure.cli.options import ATTACKS
+from depure.diffusion import Heun, Straight
+from depure.purify import BPDA
+from depure.threat import L1, L2, Flow, Linf, Threat
+from depure.zoo import load_classifier
 
 
 def options(line=""):
@@ -29,6 +54,14 @@ def options(line=""):
         ("--attack square --attack-steps 10", Square(steps=10)),
         ("--attack spsa", SPSA()),
         ("--attack rays --chunk 8", RayS(chunk=8)),
+        ("--attack mi-pgd --eot 3", MIPGD(eot=3)),
+        ("--attack vr-pgd", MIPGD(memory="recursive")),
+        ("--attack diffhammer --attack-steps 9", DiffHammer(steps=9)),
+        ("--attack stadv --attack-steps 9", StAdv(steps=9)),
+        ("--attack recolor --eot 2", ReColorAdv(eot=2)),
+        ("--attack ppgd --loss ce", PPGD(loss="ce")),
+        ("--attack lpa", LPA()),
+        ("--attack low-frequency --eot 4", LowFrequency(eot=4)),
     ],
 )  # fmt: skip
 def test_attacks(line, attack):
@@ -46,6 +79,39 @@ def test_attacks(line, attack):
 def test_settings_that_an_attack_lacks(line, message):
     with pytest.raises(ValueError, match=message):
         build_attack(options(line))
+
+
+def test_every_name_is_known_to_both_sides():
+    assert sorted(ATTACKS) == sorted((*cli_attacks._PRESETS, *cli_attacks._ENSEMBLES))
+
+
+def test_attacks_on_something_simpler():
+    model = build_model(options("--images 2 --steps 2"))[0]
+    found = build_attack(options("--attack bpda --eot 3 --chunk 4"), model)
+    assert isinstance(found, StandIn)
+    assert found.attack == PGD(50, eot=3, average="logits", chunk=4)
+    assert found.chunk == 4
+    assert found.source.purifier.backprop == Straight()
+    assert found.source.classifier is model.classifier
+    bare = build_model(options("--images 2 --denoiser none"))[0]
+    assert isinstance(build_attack(options("--attack bpda"), bare).source.purifier, BPDA)
+    found = build_attack(options("--attack transfer"), model)
+    assert isinstance(found, Transfer)
+    assert found.attack == APGD()
+    assert found.classifier is model.classifier
+    with pytest.raises(ValueError, match="the attack bpda is for `depure evaluate`"):
+        build_attack(options("--attack bpda"))
+
+
+def test_balls_that_belong_to_attacks():
+    assert build_threat(options("--attack stadv")) == Threat(Flow(0.05))
+    assert build_threat(options("--ball flow --eps 0.1")) == Threat(Flow(0.1))
+    assert build_threat(options("--attack low-frequency")) == Threat(Linf(8 / 255))
+    plain = FeatureDistance(load_classifier("digits"))
+    assert build_threat(options("--attack lpa")).ball == Perceptual(plain, 0.5)
+    other = FeatureDistance(load_classifier("digits-adversarial"))
+    line = "--attack ppgd --eps 0.2 --perceptual-net digits-adversarial"
+    assert build_threat(options(line)).ball == Perceptual(other, 0.2) != Perceptual(plain, 0.2)
 
 
 def test_threats():

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from depure.attacks import PGD
+from depure.attacks import FAB, PGD, StandIn, Transfer, autoattack
 from depure.data import Images
 from depure.evaluation import Evaluation, evaluate
+from depure.evaluation.checks import _doubled
 from depure.noise import Noise
 from depure.purify import BPDA, Defended, Identity, Purifier
 from depure.threat import Linf, Threat
@@ -269,3 +270,23 @@ def test_one_draw_of_fresh_noise_is_not_called_known(images):
     checks = {c["name"]: c["text"] for c in result.card["checks"]}
     assert "random" in checks["randomness"]
     assert "more EoT draws" in checks
+
+
+def test_checks_double_what_an_attack_is_made_of():
+    bare = nn.Identity().eval()
+    assert _doubled(PGD(7, eot=3), "steps") == PGD(14, eot=3)
+    assert _doubled(Transfer(PGD(7), bare), "steps").attack == PGD(14)
+    assert _doubled(StandIn(PGD(7, eot=3), bare), "eot").attack == PGD(7, eot=6)
+    found = _doubled(autoattack("stochastic", eot=4), "eot")
+    assert [m.eot for m in found.members] == [8] * 4
+    assert [type(m) for m in found.members] == [type(m) for m in autoattack().members]
+    assert isinstance(found.members[2], FAB)
+    lone = Transfer(PGD(7), bare)
+    assert _doubled(lone, "nonsense") is lone
+
+
+def test_an_attack_on_something_simpler_is_checked_on_the_bare_classifier(images, tmp_path):
+    attack = StandIn(ATTACK, Defended(BPDA(Jitter()), MODEL.classifier), judge_draws=2)
+    evaluate(MODEL, images, attack, THREAT, out=tmp_path / "run", **SETTINGS)
+    card = json.loads((tmp_path / "run" / "card.json").read_text())
+    assert {"transfer", "more steps", "more EoT draws"} <= {c["name"] for c in card["checks"]}

@@ -21,7 +21,8 @@ from depure.analysis.store import Cells, write_arrays
 from depure.analysis.trajectories import trajectories
 from depure.analysis.transfer import transfer
 from depure.cli import options as opts
-from depure.cli.build import build_attack, build_model, build_threat, load_images
+from depure.cli.attacks import build_attack, build_threat
+from depure.cli.build import build_model, load_images
 from depure.cli.evaluate import command_line
 from depure.cli.show import console, progress_bar
 from depure.data import Images

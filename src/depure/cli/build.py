@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from depure.attacks import APGD, FAB, PGD, SPSA, Attack, RayS, Square, autoattack, strongest
 from depure.data import Images, cifar, digits, image_folder, is_cifar
 from depure.diffusion import (
     DDIM,
@@ -29,7 +27,6 @@ from depure.diffusion import (
     VPDiscrete,
 )
 from depure.purify import Defended, DiffPure, Identity, Purifier
-from depure.threat import L1, L2, Ball, Linf, Threat
 from depure.zoo import load_classifier, load_denoiser
 
 CONTINUOUS = ("sde", "ode", "ode-heun")  # along the VP-SDE
@@ -219,83 +216,3 @@ def check_size(purifier: Purifier, x: torch.Tensor) -> None:
             f"the denoiser was trained on {trained} images; got {got}: pass --image-size, or "
             f"another --denoiser"
         )
-
-
-_PRESETS: dict[str, Attack] = {
-    "pgd": PGD(),
-    "pgd200+eot20": PGD.strong(),
-    "apgd-ce": APGD(eot=20),
-    "apgd-dlr": APGD(loss="dlr", eot=20),
-    "apgd-t": replace(APGD.targeted(), eot=20),
-    "fab": FAB(eot=20),
-    "square": Square(),
-    "spsa": SPSA(),
-    "rays": RayS(),
-}
-
-
-def build_attack(
-    options: dict[str, Any], model: Defended | None = None, classes: int = 10
-) -> Attack:
-    """The attack with the settings that were given; ensembles need the defence and its classes.
-
-    Raises:
-        ValueError: a setting that this attack does not have.
-    """
-    if options["attack"] not in _PRESETS:
-        return _ensemble(options, model, classes)
-    preset: Any = _PRESETS[options["attack"]]
-    names = {"steps": "attack_steps"}
-    fields = (
-        "steps", "eot", "step_size", "average", "loss", "random_start", "restarts", "targets",
-        "target", "chunk",
-    )  # fmt: skip
-    given = {f: options[names.get(f, f)] for f in fields if options[names.get(f, f)] is not None}
-    unknown = [f for f in given if not hasattr(preset, f)]
-    if unknown:
-        option = names.get(unknown[0], unknown[0]).replace("_", "-")
-        raise ValueError(f"--{option} does not apply to the attack {options['attack']}: leave it")
-    attack: Attack = replace(preset, **given)
-    return attack
-
-
-def _ensemble(options: dict[str, Any], model: Defended | None, classes: int) -> Attack:
-    threat, name = build_threat(options), options["attack"]
-    lacks = ["step_size", "average", "loss", "random_start", "restarts", "targets", "target"]
-    lacks += ["attack_steps", "eot", "queries"] if name == "strongest" else []
-    for field in lacks:
-        if options[field] is not None:
-            raise ValueError(
-                f"--{field.replace('_', '-')} does not apply to the attack {name}: leave it"
-            )
-    found: Attack
-    if name == "strongest":
-        known = set(threat.knows) if threat.pool == 1 and threat.mix == 0.0 else set()
-        random = model is None or bool(set(model.stages) - known)
-        found = strongest(
-            options["calls"], threat.ball, model.classifier if model else None, classes=classes,
-            random=random,
-        )  # fmt: skip
-    else:
-        version: Any = name.removeprefix("autoattack").removeprefix("-") or "standard"
-        found = autoattack(
-            version, threat.ball, steps=options["attack_steps"] or 100,
-            queries=options["queries"] or 5000, eot=options["eot"] or 20, classes=classes,
-        )  # fmt: skip
-    return found if options["chunk"] is None else _chunked(found, options["chunk"])
-
-
-def _chunked(attack: Any, chunk: int) -> Attack:
-    """An ensemble whose members all run so many rows at once."""
-    members = tuple(replace(m, chunk=chunk) if hasattr(m, "chunk") else m for m in attack.members)
-    found: Attack = replace(attack, members=members, chunk=chunk)
-    return found
-
-
-def build_threat(options: dict[str, Any]) -> Threat:
-    """The ball and the stages known."""
-    balls: dict[str, type[Linf] | type[L2] | type[L1]] = {"linf": Linf, "l2": L2, "l1": L1}
-    kind = balls[options["ball"]]
-    ball: Ball = kind() if options["eps"] is None else kind(options["eps"])
-    names = {s.strip() for group in options["knows"] for s in group.split(",")} - {"none"}
-    return Threat(ball, tuple(sorted(names)), options["pool"], options["mix"])

@@ -12,7 +12,8 @@ from click.core import ParameterSource
 
 from depure.attacks import Attack
 from depure.cli import options as opts
-from depure.cli.build import build_attack, build_model, build_threat
+from depure.cli.attacks import build_attack, build_threat
+from depure.cli.build import build_model
 from depure.cli.show import console, progress_bar, show_result
 from depure.evaluation import Evaluation, Result, read_saved
 from depure.reporting import report

@@ -14,8 +14,10 @@ import yaml
 Command = Callable[..., Any]
 
 ATTACKS = (
-    "pgd", "pgd200+eot20", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "square", "spsa", "rays",
-    "autoattack", "autoattack-rand", "autoattack-stochastic", "autoattack-fixed", "strongest",
+    "pgd", "pgd200+eot20", "mi-pgd", "vr-pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "bpda",
+    "transfer", "diffhammer", "square", "spsa", "rays", "stadv", "recolor", "ppgd", "lpa",
+    "low-frequency", "autoattack", "autoattack-rand", "autoattack-stochastic", "autoattack-fixed",
+    "strongest",
 )  # fmt: skip
 
 
@@ -223,18 +225,34 @@ attack = _stack(
             "--attack",
             default="pgd",
             type=click.Choice(list(ATTACKS)),
-            help="pgd is ADDT's (20 steps, EoT 10); apgd finds its step sizes; fab looks for the "
-            "smallest change; square, spsa and rays see no gradient; autoattack-stochastic is the "
-            "ensemble for random defences, -fixed that of ADDT's authors, -rand and plain the "
-            "published ones; strongest is a battery within --calls. The options below change "
-            "what the attack has.",
+            help="pgd is ADDT's (20 steps, EoT 10), mi- with momentum, vr- with gradients "
+            "remembered; apgd finds its step sizes; fab looks for the smallest change; bpda and "
+            "transfer attack something simpler; diffhammer follows the draws that can be won; "
+            "square, spsa and rays see no gradient; stadv bends, recolor recolours, ppgd and lpa "
+            "keep the looks, low-frequency smooths; autoattack-stochastic is the ensemble for "
+            "random defences, -fixed that of ADDT's authors, -rand and plain the published ones; "
+            "strongest is a battery within --calls. The options below change what the attack has.",
         ),
-        _option("--ball", default="linf", type=click.Choice(["linf", "l2", "l1"]), help="Norm."),
+        _option(
+            "--ball",
+            default=None,
+            type=click.Choice(["linf", "l2", "l1", "flow", "perceptual"]),
+            help="What bounds the change: a norm, how far pixels move, or the distance of a "
+            "network's features (default: the attack's own: flow for stadv, perceptual for ppgd "
+            "and lpa, else linf).",
+        ),
         _option(
             "--eps",
             default=None,
             type=Number(),
-            help="Radius for images in [0, 1] (default: 8/255 for linf, 0.5 for l2, 12 for l1).",
+            help="Radius for images in [0, 1] (default: 8/255 for linf, 0.5 for l2, 12 for l1, "
+            "0.05 for flow, 0.5 for perceptual).",
+        ),
+        _option(
+            "--perceptual-net",
+            default=None,
+            metavar="CLASSIFIER",
+            help="Of the perceptual ball: the network that compares (default: the classifier).",
         ),
         _option(
             "--attack-steps",

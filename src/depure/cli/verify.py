@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from depure.cli import options as opts
-from depure.cli.build import build_backprop, build_model, build_threat
+from depure.cli.build import build_backprop, build_model
 from depure.cli.show import show_certificate
 
 
@@ -46,11 +46,12 @@ def command(**options: Any) -> int:
     """
     from depure.evaluation import verify_gradient
     from depure.evaluation.shards import base_noise
+    from depure.threat import Linf, Threat
 
     model, images = build_model({**options, "images": options["images"] or 4})
     names = [n for n in str(options["approximations"]).split(",") if n and n != "none"]
     others = [build_backprop({**options, "backprop": name.strip()}) for name in names]
-    noise = base_noise(model, images.index, build_threat(_NO_THREAT), options["seed"])
+    noise = base_noise(model, images.index, Threat(Linf()), options["seed"])
     device = options["device"]
     if options["denoiser"] == "none":
         others = []
@@ -67,6 +68,3 @@ def command(**options: Any) -> int:
     else:
         show_certificate(certificate)
     return 0 if certificate.passed else 1
-
-
-_NO_THREAT = {"ball": "linf", "eps": None, "knows": ("none",), "pool": 1, "mix": 0.0}

@@ -83,18 +83,33 @@ def costly_checks(trial: Trial, shard: Shard, images: int) -> list[Check]:
     correct = (shard.adversarial == shard.y[:, None])[: len(some)].numpy()
     found = []
     for name, field in (("more steps", "steps"), ("more EoT draws", "eot")):
-        value = getattr(trial.attack, field, None)
-        random = field != "eot" or not trial.all_known()
-        if isinstance(value, int) and random:
-            stronger: Attack = replace(trial.attack, **{field: 2 * value})  # type: ignore[type-var]
+        stronger = _doubled(trial.attack, field)
+        if stronger is not trial.attack and (field != "eot" or not trial.all_known()):
+            value = getattr(trial.attack, field, None)
+            what = f"{field} {value} -> {2 * value}" if value else f"{field} of its attacks doubled"
             gain = statistics.difference(correct, trial.robust(stronger, some))
-            found.append(_compare(name, f"{field} {value} -> {2 * value}", gain, len(some)))
+            found.append(_compare(name, what, gain, len(some)))
     if not isinstance(trial.model.purifier, Identity):
         bare = Defended(Identity(), trial.model.classifier)
-        moved = trial.robust(trial.attack, some, bare)
+        inner = getattr(trial.attack, "attack", trial.attack)  # what a `StandIn` does elsewhere
+        moved = trial.robust(inner, some, bare)
         gain = statistics.difference(correct, moved)
         found.append(_compare("transfer", "from the undefended classifier", gain, len(some)))
     return found
+
+
+def _doubled(attack: Any, field: str) -> Attack:
+    """The attack, or all attacks that it is made of, with twice of one number; itself if none."""
+    if isinstance(getattr(attack, field, None), int):
+        doubled: Attack = replace(attack, **{field: 2 * getattr(attack, field)})
+        return doubled
+    if isinstance(inner := getattr(attack, "attack", None), Attack):
+        more = _doubled(inner, field)
+        return attack if more is inner else replace(attack, attack=more)
+    members = getattr(attack, "members", ())
+    twice = tuple(_doubled(member, field) for member in members)
+    changed = any(a is not b for a, b in zip(members, twice, strict=True))
+    return replace(attack, members=twice) if changed else attack
 
 
 def _compare(name: str, what: str, gain: statistics.Estimate, n: int) -> Check:

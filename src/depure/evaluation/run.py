@@ -308,4 +308,6 @@ def _title(model: Defended, threat: Threat) -> str:
     knows = f", {' and '.join(threat.knows)} noise known" if threat.knows else ""
     knows += f" up to a pool of {threat.pool}" if threat.pool > 1 else ""
     knows += f" but for a share of {threat.mix:g}" if threat.mix else ""
-    return f"{type(model.purifier).__name__} under {threat.ball!r}{knows}"
+    size: Any = getattr(threat.ball, "eps", None)  # its repr may have more, such as a network
+    ball = type(threat.ball).__name__ + (f"(eps={size})" if size is not None else "")
+    return f"{type(model.purifier).__name__} under {ball}{knows}"

@@ -161,7 +161,7 @@ def budget(ball: dict[str, Any]) -> str:
     levels = 255 * eps
     whole = name == "Linf" and abs(levels - round(levels)) < 1e-6 and len(f"{eps:g}") > 5
     size = f"{round(levels)}/255" if whole else f"{eps:g}"
-    rest = {k: v for k, v in ball.items() if k not in ("name", "eps")}
+    rest = {k: v for k, v in ball.items() if k not in ("name", "eps", "features")}
     return f"{norm}{NBSP}\u2264{NBSP}{size}" + (f", {plain(rest)}" if rest else "")
 
 
@@ -171,6 +171,8 @@ def budget_in_full(ball: dict[str, Any]) -> str:
     meaning = {
         "L2": "the Euclidean length of the whole change, pixels from 0 to 1",
         "L1": "the sum of all pixel changes, pixels from 0 to 1",
+        "Flow": "how far pixels move along each axis, the image reaching from -1 to 1",
+        "Perceptual": f"the distance of features, {ball.get('features')}",
     }
     if ball.get("name") == "Linf" and isinstance(eps, (int, float)):
         return f"no pixel changes by more than {100 * eps:.3g}{NBSP}% of its range"

@@ -1,0 +1,148 @@
+"""From words on the command line to attacks and threats."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from depure.attacks import (
+    APGD,
+    FAB,
+    LPA,
+    MIPGD,
+    PGD,
+    PPGD,
+    SPSA,
+    Attack,
+    DiffHammer,
+    FeatureDistance,
+    LowFrequency,
+    Perceptual,
+    RayS,
+    ReColorAdv,
+    Square,
+    StAdv,
+    StandIn,
+    Transfer,
+    autoattack,
+    strongest,
+)
+from depure.diffusion import Straight
+from depure.purify import BPDA, Defended, DiffPure
+from depure.threat import L1, L2, Ball, Flow, Linf, Threat
+from depure.zoo import load_classifier
+
+_PRESETS: dict[str, Attack] = {
+    "pgd": PGD(),
+    "pgd200+eot20": PGD.strong(),
+    "mi-pgd": MIPGD(),
+    "vr-pgd": MIPGD(memory="recursive"),
+    "apgd-ce": APGD(eot=20),
+    "apgd-dlr": APGD(loss="dlr", eot=20),
+    "apgd-t": replace(APGD.targeted(), eot=20),
+    "fab": FAB(eot=20),
+    "bpda": PGD(50, eot=15, average="logits"),
+    "transfer": APGD(),
+    "diffhammer": DiffHammer(),
+    "square": Square(),
+    "spsa": SPSA(),
+    "rays": RayS(),
+    "stadv": StAdv(),
+    "recolor": ReColorAdv(),
+    "ppgd": PPGD(),
+    "lpa": LPA(),
+    "low-frequency": LowFrequency(),
+}
+_ENSEMBLES = (
+    "autoattack", "autoattack-rand", "autoattack-stochastic", "autoattack-fixed", "strongest",
+)  # fmt: skip
+_BALLS = {"linf": Linf, "l2": L2, "l1": L1, "flow": Flow}
+_OWN_BALL = {"stadv": "flow", "ppgd": "perceptual", "lpa": "perceptual"}
+
+
+def build_attack(
+    options: dict[str, Any], model: Defended | None = None, classes: int = 10
+) -> Attack:
+    """The attack with the settings that were given; some need the defence and its classes.
+
+    Raises:
+        ValueError: a setting that this attack does not have, or no defence where it needs one.
+    """
+    if options["attack"] in _ENSEMBLES:
+        return _ensemble(options, model, classes)
+    preset: Any = _PRESETS[options["attack"]]
+    names = {"steps": "attack_steps"}
+    fields = (
+        "steps", "eot", "step_size", "average", "loss", "random_start", "restarts", "targets",
+        "target", "chunk",
+    )  # fmt: skip
+    given = {f: options[names.get(f, f)] for f in fields if options[names.get(f, f)] is not None}
+    unknown = [f for f in given if not hasattr(preset, f)]
+    if unknown:
+        option = names.get(unknown[0], unknown[0]).replace("_", "-")
+        raise ValueError(f"--{option} does not apply to the attack {options['attack']}: leave it")
+    attack: Attack = replace(preset, **given)
+    if options["attack"] in ("bpda", "transfer"):
+        return _elsewhere(attack, options, model)
+    return attack
+
+
+def _elsewhere(attack: Attack, options: dict[str, Any], model: Defended | None) -> Attack:
+    """The attack on something simpler than the defence, which then meets its images."""
+    if model is None:
+        raise ValueError(f"the attack {options['attack']} is for `depure evaluate`: take pgd here")
+    if options["attack"] == "transfer":
+        return Transfer(attack, model.classifier)
+    purifier = model.purifier
+    blunt = purifier.with_backprop(Straight()) if isinstance(purifier, DiffPure) else BPDA(purifier)
+    return StandIn(attack, Defended(blunt, model.classifier), chunk=options["chunk"])
+
+
+def _ensemble(options: dict[str, Any], model: Defended | None, classes: int) -> Attack:
+    threat, name = build_threat(options), options["attack"]
+    lacks = ["step_size", "average", "loss", "random_start", "restarts", "targets", "target"]
+    lacks += ["attack_steps", "eot", "queries"] if name == "strongest" else []
+    for field in lacks:
+        if options[field] is not None:
+            raise ValueError(
+                f"--{field.replace('_', '-')} does not apply to the attack {name}: leave it"
+            )
+    found: Attack
+    if name == "strongest":
+        known = set(threat.knows) if threat.pool == 1 and threat.mix == 0.0 else set()
+        random = model is None or bool(set(model.stages) - known)
+        found = strongest(
+            options["calls"], threat.ball, model.classifier if model else None, classes=classes,
+            random=random,
+        )  # fmt: skip
+    else:
+        version: Any = name.removeprefix("autoattack").removeprefix("-") or "standard"
+        found = autoattack(
+            version, threat.ball, steps=options["attack_steps"] or 100,
+            queries=options["queries"] or 5000, eot=options["eot"] or 20, classes=classes,
+        )  # fmt: skip
+    return found if options["chunk"] is None else _chunked(found, options["chunk"])
+
+
+def _chunked(attack: Any, chunk: int) -> Attack:
+    """An ensemble whose members all run so many rows at once."""
+    members = tuple(replace(m, chunk=chunk) if hasattr(m, "chunk") else m for m in attack.members)
+    found: Attack = replace(attack, members=members, chunk=chunk)
+    return found
+
+
+def build_threat(options: dict[str, Any]) -> Threat:
+    """The ball (the attack's own, if none is named) and the stages known."""
+    names = {s.strip() for group in options["knows"] for s in group.split(",")} - {"none"}
+    return Threat(_ball(options), tuple(sorted(names)), options["pool"], options["mix"])
+
+
+def _ball(options: dict[str, Any]) -> Ball:
+    name = options["ball"] or _OWN_BALL.get(options["attack"], "linf")
+    given = {} if options["eps"] is None else {"eps": options["eps"]}
+    if name == "perceptual":
+        network = load_classifier(options["perceptual_net"] or options["classifier"])
+        return Perceptual(FeatureDistance(network.to(options["device"])), **given)
+    plain: Any = _BALLS[name]
+    ball: Ball = plain(**given)
+    return ball
