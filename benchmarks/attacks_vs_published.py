@@ -2,9 +2,9 @@
 
     git clone https://github.com/fra31/auto-attack /tmp/auto-attack
     python benchmarks/attacks_vs_published.py --published /tmp/auto-attack \\
-        --data /tmp/cifar/test --weights resnet56-cifar10.safetensors --images 100
+        --data /tmp/cifar/test --classifier resnet56:resnet56-cifar10.safetensors --images 100
 
-The model is deterministic: an undefended CIFAR ResNet. Images it gets wrong count as wrong for
+The model is deterministic: a classifier without purifier. Images it gets wrong count as wrong for
 both; the rest are attacked by both. To compare another attack, add a `Row` in `rows`.
 """
 
@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from gradients import RESULTS, table
 from measure import machine
 from torch import Tensor, nn
 
-from depure.attacks import APGD
+from depure.attacks import APGD, FAB, Square
 from depure.attacks.base import Attack
 from depure.data import image_folder
 from depure.noise import Noise
@@ -47,6 +48,7 @@ class Row:
     ball: Ball
     ours: Attack
     theirs: Published
+    seed: int | None = None  # of ours, where it is not that of the run
 
 
 def published_apgd(kind: str, ball: Ball, ours: APGD, seed: int) -> Published:
@@ -82,13 +84,57 @@ def apgd(ball: Ball, steps: int, seed: int, targets: int, shrinking: bool = Fals
     ]
 
 
-def rows(steps: int, seed: int, targets: int) -> list[Row]:
-    """Every comparison; budgets at which some images survive."""
+def published_fab(ball: Ball, ours: FAB, seed: int) -> Published:
+    """The published FAB-T at the settings of ours."""
+
+    def attack(classifier: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        module = importlib.import_module("autoattack.fab_pt")
+        found = module.FABAttack_PT(
+            classifier, norm=type(ball).__name__, eps=ball.eps, n_restarts=ours.restarts,
+            n_iter=ours.steps, n_target_classes=ours.targets, targeted=True, seed=seed,
+            device=str(x.device),
+        )  # fmt: skip
+        return found.perturb(x, y)
+
+    return attack
+
+
+def published_square(ball: Ball, ours: Square, seed: int) -> Published:
+    """The published Square at the settings of ours."""
+
+    def attack(classifier: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        module = importlib.import_module("autoattack.square")
+        found = module.SquareAttack(
+            classifier, norm=type(ball).__name__, eps=ball.eps, n_queries=ours.steps,
+            p_init=ours.p_init, resc_schedule=ours.rescale, seed=seed, device=str(x.device),
+        )  # fmt: skip
+        return found.perturb(x, y)
+
+    return attack
+
+
+def other(ball: Ball, args: argparse.Namespace) -> list[Row]:
+    """FAB-T and Square in one ball; Square from three seeds, whose luck differs most."""
+    fab = FAB(min(args.targets, 3), args.steps, eot=1)
+    square = Square(args.queries, 1)
+    found = [Row(f"FAB-T({fab.targets})", ball, fab, published_fab(ball, fab, args.seed))]
+    if isinstance(ball, L1):
+        return found
+    for seed in range(args.seed, args.seed + 3):
+        theirs = published_square(ball, square, seed)
+        found.append(Row(f"Square({args.queries}), seed {seed}", ball, square, theirs, seed))
+    return found
+
+
+def rows(args: argparse.Namespace) -> list[Row]:
+    """Every comparison, in the three balls."""
+    linf, l2, l1 = args.eps
+    steps, seed, targets = args.steps, args.seed, args.targets
+    balls: tuple[Ball, ...] = (Linf(linf), L2(l2), L1(l1))
     return [
-        *apgd(Linf(0.5 / 255), steps, seed, targets),
-        *apgd(L2(0.1), steps, seed, targets),
-        *apgd(L1(1.0), steps, seed, targets),
-        *apgd(L1(1.0), steps, seed, targets, shrinking=True)[:1],
+        *(row for ball in balls for row in apgd(ball, steps, seed, targets)),
+        *apgd(balls[2], steps, seed, targets, shrinking=True)[:1],
+        *(row for ball in balls for row in other(ball, args)),
     ]
 
 
@@ -104,6 +150,8 @@ def judged(classifier: nn.Module, x: Tensor, y: Tensor, ball: Ball, x_adv: Tenso
 def compare(row: Row, classifier: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> dict[str, Any]:
     """Run both on images that the classifier gets right."""
     model = Defended(Identity(), classifier)
+    if row.seed is not None:
+        noise = noise.fold("seed", row.seed)
     start = time.process_time()
     ours = row.ours(model, x, y, row.ball, noise)
     middle = time.process_time()
@@ -134,7 +182,7 @@ def markdown(run: dict[str, Any]) -> str:
     where = ", ".join(f"{k} {v}" for k, v in run["machine"].items())
     return (
         f"# Attacks against the published programs\n\n`{run['command']}`; {where}.\n\n"
-        f"{n} images of CIFAR-10 (JPEG), undefended {run['classifier']} (clean accuracy "
+        f"{n} images of CIFAR-10 (JPEG), {run['classifier']} (clean accuracy "
         f"{run['clean'] / n:.1%}), {run['steps']} steps, one restart, seed {run['seed']}, "
         f"published program {run['published']}. Starts are random and differ.\n\n"
         + table(head, body)
@@ -153,18 +201,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--published", type=Path, required=True, help="clone of auto-attack")
     parser.add_argument("--data", type=Path, required=True, help="image folder")
-    parser.add_argument("--weights", type=Path, required=True, help="ResNet-56 safetensors")
+    parser.add_argument("--classifier", required=True, help="ARCH:FILE, as for depure evaluate")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--targets", type=int, default=9)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--queries", type=int, default=1000, help="of Square")
+    parser.add_argument(
+        "--eps", type=lambda t: [float(Fraction(e)) for e in t.split(",")], default="1/510,0.1,1",
+        help="of Linf, L2 and L1: budgets at which some images survive",
+    )  # fmt: skip
     parser.add_argument("--only", default="", help="rows whose name and ball contain this")
     parser.add_argument("--out", type=Path, default=RESULTS / "attacks_vs_published.json")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     sys.path.insert(0, str(args.published))
     images = image_folder(args.data, limit=args.images, seed=args.seed)
-    classifier = load_classifier(f"resnet56:{args.weights}")
+    classifier = load_classifier(args.classifier)
     with torch.no_grad():
         right = classifier(images.x).argmax(1) == images.y
     kept = images[right]
@@ -172,10 +225,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     run: dict[str, Any] = {
         "command": "python " + shlex.join(["benchmarks/attacks_vs_published.py", *sys.argv[1:]]),
         "machine": machine(), "images": len(images), "clean": len(kept), "steps": args.steps,
-        "seed": args.seed, "classifier": "ResNet-56", "published": revision(args.published),
+        "seed": args.seed, "classifier": args.classifier.split("/")[-1],
+        "published": revision(args.published),
         "records": [],
     }  # fmt: skip
-    for row in rows(args.steps, args.seed, args.targets):
+    for row in rows(args):
         if args.only in f"{row.name} {row.ball}":
             run["records"].append(compare(row, classifier, kept.x, kept.y, noise))
             print(run["records"][-1], flush=True)

@@ -128,7 +128,7 @@ data = _stack(
             default="digits",
             metavar="digits|digits-adversarial|ARCH:FILE",
             help="Bundled classifier (trained plainly, or adversarially), or architecture and "
-            "safetensors file, e.g. resnet56:resnet56-cifar10.safetensors.",
+            "safetensors file, e.g. resnet56:FILE, or wrn-28-10:FILE as RobustBench has it.",
         ),
         _option(
             "--image-size",

@@ -102,7 +102,7 @@ def _train_classifier(options: dict[str, Any], objective: Objective) -> None:
     images, held = _data(options)
     with seeded(options["seed"]):
         network = new_classifier(options["arch"], images.x.shape[1], len(images.classes))
-    arch = options["arch"] if options["arch"].startswith("resnet") else "small-cnn"
+    arch = "small-cnn" if options["arch"].startswith("small-cnn") else options["arch"]
     file = Path("classifier.safetensors")
 
     def save(network: nn.Module, folder: Path) -> None:

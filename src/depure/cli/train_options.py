@@ -90,8 +90,9 @@ def training(*, updates: int, lr: float, rate: str, out: str) -> Callable[[Comma
 
 
 classifier_to_train = _option(
-    "--arch", default="small-cnn-32", metavar="small-cnn-WIDTH|resnetDEPTH",
-    help="Architecture: a small network for any size, or a CIFAR ResNet (resnet20, resnet56).",
+    "--arch", default="small-cnn-32", metavar="small-cnn-WIDTH|resnetDEPTH|wrn-DEPTH-WIDTH",
+    help="Architecture: a small network for any size, or for CIFAR a ResNet (resnet20, resnet56) "
+    "or a wide one (wrn-28-10).",
 )  # fmt: skip
 
 inner_attack = _stack(

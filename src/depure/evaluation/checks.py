@@ -98,11 +98,10 @@ def costly_checks(trial: Trial, shard: Shard, images: int) -> list[Check]:
     return found
 
 
-def _doubled(attack: Any, field: str) -> Attack:
+def _doubled(attack: Any, field: str) -> Any:
     """The attack, or all attacks that it is made of, with twice of one number; itself if none."""
     if isinstance(getattr(attack, field, None), int):
-        doubled: Attack = replace(attack, **{field: 2 * getattr(attack, field)})
-        return doubled
+        return replace(attack, **{field: 2 * getattr(attack, field)})
     if isinstance(inner := getattr(attack, "attack", None), Attack):
         more = _doubled(inner, field)
         return attack if more is inner else replace(attack, attack=more)

@@ -3,5 +3,13 @@
 from depure.zoo.classifier import load_classifier
 from depure.zoo.denoiser import load_denoiser
 from depure.zoo.nets import CifarResNet, Normalize, SmallCNN
+from depure.zoo.wide import WideResNet
 
-__all__ = ["CifarResNet", "Normalize", "SmallCNN", "load_classifier", "load_denoiser"]
+__all__ = [
+    "CifarResNet",
+    "Normalize",
+    "SmallCNN",
+    "WideResNet",
+    "load_classifier",
+    "load_denoiser",
+]

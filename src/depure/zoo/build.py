@@ -9,6 +9,7 @@ import diffusers
 from torch import nn
 
 from depure.zoo.nets import CifarResNet, SmallCNN
+from depure.zoo.wide import WideResNet, wide_resnet_sizes
 
 
 def new_unet(
@@ -62,7 +63,8 @@ def new_classifier(arch: str, channels: int, classes: int) -> nn.Module:
 
     Args:
         arch: ``"small-cnn"`` or ``"small-cnn-WIDTH"`` (features of the first half; 32), or
-            ``"resnetDEPTH"`` (CIFAR, three channels; depth 6n + 2).
+            ``"resnetDEPTH"`` (CIFAR, three channels; depth 6n + 2), or ``"wrn-DEPTH-WIDTH"``
+            (three channels; depth 6n + 4).
         channels: of the images.
         classes: number of logits.
 
@@ -72,11 +74,15 @@ def new_classifier(arch: str, channels: int, classes: int) -> nn.Module:
     name, _, number = arch.partition("small-cnn")
     if not name and arch.startswith("small-cnn") and (number == "" or number[1:].isdigit()):
         return SmallCNN(channels, classes, int(number[1:] or 32))
-    depth = arch.removeprefix("resnet")
-    if arch.startswith("resnet") and depth.isdigit():
-        if channels != 3:
-            raise ValueError(f"{arch} takes 3 channels; the images have {channels}")
+    depth, wide = arch.removeprefix("resnet"), wide_resnet_sizes(arch)
+    deep = arch.startswith("resnet") and depth.isdigit()
+    if (deep or wide) and channels != 3:
+        raise ValueError(f"{arch} takes 3 channels; the images have {channels}")
+    if wide:
+        return WideResNet(*wide, classes)
+    if deep:
         return CifarResNet(int(depth), classes)
     raise ValueError(
-        f"no architecture {arch!r}: take small-cnn, small-cnn-WIDTH or resnetDEPTH (resnet20)"
+        f"no architecture {arch!r}: take small-cnn, small-cnn-WIDTH, resnetDEPTH "
+        "(resnet20) or wrn-DEPTH-WIDTH (wrn-28-10)"
     )

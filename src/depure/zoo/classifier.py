@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from depure.weights import fit_weights, read_safetensors
 from depure.zoo.nets import CifarResNet, SmallCNN
+from depure.zoo.wide import WideResNet, wide_resnet_sizes
 
 BUNDLED = Path(__file__).parent / "weights"
 _RESNET_DEPTHS = (20, 32, 44, 56, 110)
@@ -20,8 +21,9 @@ def load_classifier(spec: str) -> nn.Module:
     Args:
         spec: ``"digits"`` or ``"digits-adversarial"`` for the bundled ones (8x8 greyscale; trained
             plainly, and by PGD-AT at Linf 0.2), or ``"ARCH:PATH.safetensors"`` with
-            ARCH one of small-cnn, resnet20, resnet32, resnet44, resnet56, resnet110 (CIFAR).
-            Widths and numbers of classes are read off the tensors.
+            ARCH one of small-cnn, resnet20, resnet32, resnet44, resnet56, resnet110 (CIFAR) or
+            wrn-DEPTH-WIDTH (as in RobustBench: wrn-28-10). The width of a small-cnn and numbers
+            of classes are read off the tensors.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -35,11 +37,12 @@ def load_classifier(spec: str) -> nn.Module:
     if spec in ("digits", "digits-adversarial"):
         return _load_classifier(small_cnn_of, BUNDLED / spec / "classifier.safetensors")
     arch, _, path = spec.partition(":")
-    builder = _BUILDERS.get(arch)
+    wide = wide_resnet_sizes(arch)
+    builder = _BUILDERS.get(arch) if wide is None else _wide_resnet_of(*wide)
     if builder is None or not path:
         raise ValueError(
             f'no classifier {spec!r}: expected "digits", "digits-adversarial" or '
-            f'"ARCH:PATH.safetensors" with ARCH one of {", ".join(_BUILDERS)}'
+            f'"ARCH:PATH.safetensors" with ARCH one of {", ".join(_BUILDERS)}, wrn-DEPTH-WIDTH'
         )
     return _load_classifier(builder, Path(path))
 
@@ -56,6 +59,10 @@ def small_cnn_of(tensors: Mapping[str, Tensor]) -> SmallCNN:
 
 def _resnet_of(depth: int) -> Callable[[Mapping[str, Tensor]], nn.Module]:
     return lambda tensors: CifarResNet(depth, len(tensors["linear.bias"]))
+
+
+def _wide_resnet_of(depth: int, width: int) -> Callable[[Mapping[str, Tensor]], nn.Module]:
+    return lambda tensors: WideResNet(depth, width, len(tensors["fc.bias"]))
 
 
 _BUILDERS: dict[str, Callable[[Mapping[str, Tensor]], nn.Module]] = {
