@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from depure.attacks import (
@@ -31,6 +32,7 @@ from depure.diffusion import Straight
 from depure.purify import BPDA, Defended, DiffPure
 from depure.threat import L1, L2, Ball, Flow, Linf, Threat
 from depure.zoo import load_classifier
+from depure.zoo.lpips import NETWORKS, load_lpips
 
 _PRESETS: dict[str, Attack] = {
     "pgd": PGD(),
@@ -141,8 +143,17 @@ def _ball(options: dict[str, Any]) -> Ball:
     name = options["ball"] or _OWN_BALL.get(options["attack"], "linf")
     given = {} if options["eps"] is None else {"eps": options["eps"]}
     if name == "perceptual":
-        network = load_classifier(options["perceptual_net"] or options["classifier"])
-        return Perceptual(FeatureDistance(network.to(options["device"])), **given)
+        return Perceptual(_distance(options), **given)
     plain: Any = _BALLS[name]
     ball: Ball = plain(**given)
     return ball
+
+
+def _distance(options: dict[str, Any]) -> FeatureDistance:
+    """Of a classifier's features, or LPIPS from files named alexnet:FILE[,LINEAR]."""
+    name = options["perceptual_net"] or options["classifier"]
+    kind, _, paths = name.partition(":")
+    if kind not in NETWORKS:
+        return FeatureDistance(load_classifier(name).to(options["device"]))
+    network, layers, weights = load_lpips(kind, *(Path(p) for p in paths.split(",")))
+    return FeatureDistance(network.to(options["device"]), layers, weights)

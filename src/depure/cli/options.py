@@ -251,8 +251,9 @@ attack = _stack(
         _option(
             "--perceptual-net",
             default=None,
-            metavar="CLASSIFIER",
-            help="Of the perceptual ball: the network that compares (default: the classifier).",
+            metavar="CLASSIFIER|alexnet:FILE|vgg16:FILE",
+            help="Of the perceptual ball: the network that compares (default: the classifier); "
+            "alexnet:FILE,LINEAR takes LPIPS' own weights (safetensors), whose root it bounds.",
         ),
         _option(
             "--attack-steps",
