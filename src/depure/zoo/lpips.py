@@ -26,9 +26,8 @@ _VGG16: _Plan = tuple(
     for count, width in ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
     for entry in (*[(width, 3, 1, 1)] * count, None)
 )[:-1]
-NETWORKS: dict[
-    str, tuple[_Plan, int, tuple[int, ...], int]
-] = {  # the plan, the kernel of its pooling, the ReLUs compared, and the least image
+# The plan, the kernel of its pooling, the ReLUs compared, and the least image in pixels.
+NETWORKS: dict[str, tuple[_Plan, int, tuple[int, ...], int]] = {
     "alexnet": (_ALEXNET, 3, (1, 4, 7, 9, 11), 31),
     "vgg16": (_VGG16, 2, (3, 8, 15, 22, 29), 16),
 }
