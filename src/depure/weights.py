@@ -1,10 +1,15 @@
-"""Weights and configuration from disk: safetensors and JSON only, nothing is unpickled."""
+"""Weights and configuration from disk, and no code with them.
+
+Safetensors and JSON; what exists only as a pickle goes through torch's restricted loader.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+# What reading a damaged or hostile file may raise, whichever of its layers notices.
+UNREADABLE = (
+    ValueError, TypeError, KeyError, OSError, EOFError, RuntimeError,
+    zipfile.BadZipFile, pickle.UnpicklingError,
+)  # fmt: skip
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -35,6 +46,26 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} is damaged or no safetensors file ({error}): download or convert it again"
         ) from error
+
+
+def restricted_load(path: Path) -> Any:
+    """What `torch.save` wrote, if it is tensors in plain containers; code in it is never run.
+
+    Raises:
+        RuntimeError: torch is older than 2.6, whose restricted loader could be tricked.
+        Exception: one of `UNREADABLE`: the file is damaged, or holds anything else.
+    """
+    if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 6):
+        raise RuntimeError(
+            f"torch {torch.__version__} can be made to run code in a .pt file (CVE-2025-32434), "
+            f"torch 2.6 or newer cannot"
+        )
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; torch's go on for many."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def fit_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

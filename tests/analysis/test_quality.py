@@ -177,11 +177,53 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     again = quality(MODEL, IMAGES, REFERENCE, cells=cells, **SETTINGS).arrays()
     for name, value in whole.items():
         np.testing.assert_array_equal(value, again[name], err_msg=name)
-    assert seen[-1] == (6, 6)
+    # three of each set to make or to look at, six of the reference
+    assert (seen[0], seen[-1]) == ((1, 21), (21, 21))
     other = quality(MODEL, IMAGES, REFERENCE, **{**SETTINGS, "seed": 4})
     assert not np.array_equal(other.fid, whole["fid"])
     larger = quality(MODEL, IMAGES, REFERENCE, **{**SETTINGS, "batch": 24})
     np.testing.assert_allclose(larger.fid, whole["fid"], rtol=1e-4)
+
+
+def named(calls, weights, scale=1.0):
+    """Features that count their calls."""
+
+    def extract(x):
+        calls.append(len(x))
+        return scale * x.flatten(1)
+
+    return Features("pixels", extract, weights)
+
+
+def test_features_are_kept_for_the_very_images_and_weights(tmp_path):
+    calls, made = [], []
+
+    def run(features, attacked=None):
+        calls.clear()
+        cells = Cells(tmp_path, {})
+        found = quality(MODEL, IMAGES, REFERENCE, attacked=attacked, features=features,
+                        cells=cells, **SETTINGS)  # fmt: skip
+        made.append(len(list((tmp_path / "cells").iterdir())))
+        return found
+
+    first = run(named(calls, "a"), IMAGES.x)
+    assert sum(calls) == 60 + 5 * 24
+    assert (first.settings["features"], first.settings["features_weights"]) == ("pixels", "a")
+    again = run(named(calls, "a"), IMAGES.x)
+    assert not calls
+    np.testing.assert_array_equal(again.fid, first.fid)
+    other = run(named(calls, "a"), IMAGES.x.flip(-1))  # of the same shape, under the same name
+    assert sum(calls) == 2 * 24
+    assert other.fid[3] != first.fid[3]
+    count = made[-1]
+    larger = run(named(calls, "b", 2.0))
+    assert sum(calls) == 60 + 3 * 24
+    assert made[-1] == count + 6 + 3 * 3  # the images were there
+    np.testing.assert_allclose(larger.fid, 4 * first.fid[:3], rtol=1e-9)
+    for scale in (1.0, 3.0):  # nothing tells these two apart, so nothing is kept
+        found = run(named(calls, "", scale))
+        assert sum(calls) == 60 + 3 * 24
+        np.testing.assert_allclose(found.fid, scale**2 * first.fid[:3], rtol=1e-5)
 
 
 def test_bad_input():

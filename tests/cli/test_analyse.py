@@ -4,6 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+
+from depure.analysis.inception import FIDInception
 
 TINY = "--images 8 --steps 2 --attack-steps 2 --eot 2 --draws 2"
 
@@ -36,6 +40,38 @@ def test_an_instrument(run, tmp_path, line):
     again = dict(np.load(folder / "arrays.npz", allow_pickle=False))
     assert all(np.array_equal(before[k], again[k], equal_nan=before[k].dtype.kind == "f")
                for k in before)  # fmt: skip
+
+
+def test_quality_on_the_features_of_the_published_fid(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("depure.analysis.inception._SIDE", 75)  # a sixteenth of the time
+    torch.save(FIDInception().state_dict(), tmp_path / "random.pth")
+    grey = np.random.default_rng(0).integers(0, 256, (4, 8, 8), dtype=np.uint8)
+    for number, pixels in enumerate(grey):
+        folder = tmp_path / "real" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    line = "analyse quality --images 4 --steps 2 --reference-data real --out a"
+    assert run(line)[0] == 0
+    kept = {p.name for p in (tmp_path / "a" / "cells").iterdir()}
+    status, out, err = run(f"{line} --features random.pth")
+    assert status == 0, err
+    settings = json.loads((tmp_path / "a" / "settings.json").read_text())
+    mark = settings["features_weights"]
+    said = " ".join(out.split())
+    assert f"Inception 2015 with unrecognised weights {mark} of random.pth" in said
+    assert "smallest set: 4 images" in said
+    with np.load(tmp_path / "a" / "arrays.npz") as arrays:
+        assert arrays["dimensions"] == 2048
+        assert mark in str(arrays["features"])
+    new = {p.name for p in (tmp_path / "a" / "cells").iterdir()} - kept
+    assert len(new) == 4  # features; the images were there
+    assert all("features" in name for name in new)
+    status, _, err = run(f"{line} --features missing.pth")
+    assert status == 1
+    assert "pt_inception-2015-12-05-6726825d.pth of the pytorch-fid releases" in " ".join(
+        err.split()
+    )
+    assert "not the published FID" in " ".join(run("analyse quality --help")[1].split())
 
 
 def test_explain(run, tmp_path):

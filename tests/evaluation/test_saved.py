@@ -68,6 +68,7 @@ FORMATS = {
     "double.npy": lambda path, x: np.save(path, x.double().numpy()),
     "tensor.pt": lambda path, x: torch.save(x, path),
     "robustbench.pt": lambda path, x: torch.save({"adv_complete": x}, path),
+    "torchattacks.pt": lambda path, x: torch.save({"adv_inputs": x, "save_type": "float"}, path),
     "leaf.PTH": lambda path, x: torch.save(x.clone().requires_grad_(), path),
     "old.pt": lambda path, x: torch.save(x, path, _use_new_zipfile_serialization=False),
 }
@@ -160,7 +161,10 @@ def test_images_outside_the_ball_are_counted(images, x_adv, tmp_path):
         (lambda x: {"x_adv": (255 * x).to(torch.uint8)}, r"torch\.uint8: save x / 255"),
         (lambda x: {"x_adv": x * torch.nan}, "must be finite"),
         (lambda x: {"x_adv": x[:5]}, "5 images for 11 of the data set, and no index"),
-        (lambda x: {"pictures": x}, "none of the entries x_adv, adv_complete, images, arr_0"),
+        (
+            lambda x: {"pictures": x},
+            "none of the entries x_adv, adv_complete, adv_inputs, images, arr_0",
+        ),
         (lambda x: {"x_adv": x, "index": INDEX[:5]}, r"index must be 11 whole.* shape \(5,\)"),
         (lambda x: {"x_adv": x, "index": INDEX.float()}, r"index must be.*torch\.float32"),
         (lambda x: {"x_adv": x, "index": INDEX.clamp(max=109)}, "index 109 is there twice"),

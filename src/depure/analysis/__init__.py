@@ -1,6 +1,7 @@
 """Analysis: where the robustness of a purified classifier comes from, as plain arrays."""
 
 from depure.analysis.gradients import Gradients, gradients
+from depure.analysis.inception import inception_features
 from depure.analysis.landscape import Landscape, landscape
 from depure.analysis.purification import Purification, purification
 from depure.analysis.quality import Features, Quality, quality
@@ -21,6 +22,7 @@ __all__ = [
     "Trajectories",
     "Transfer",
     "gradients",
+    "inception_features",
     "landscape",
     "purification",
     "quality",

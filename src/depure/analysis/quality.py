@@ -26,8 +26,8 @@ from depure.weights import fingerprint
 
 NOTES = (
     "FID and KID are made of the features named: on a classifier's features they are not the "
-    "published FID and KID, whose features are Inception's; only numbers on the same features, "
-    "references and numbers of images compare",
+    "published FID and KID, whose features are Inception's (`inception_features`); only numbers on "
+    "the same features, references and numbers of images compare",
     "FID is biased upwards with few images: held-out real images stand beside, at their number",
     "KID's error is the standard error of independent blocks",
 )
@@ -35,10 +35,20 @@ NOTES = (
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """A named map from images (B, C, H, W) in [0, 1] to features (B, d)."""
+    """A named map from images (B, C, H, W) in [0, 1] to features (B, d).
+
+    Args:
+        name: what they are; part of what a run is known by.
+        extract: gives the features of images on any device.
+        weights: fingerprint of what extracts; part of what a run is known by. Without it the
+            features are computed again in every run.
+        about: what the features make of FID and KID, to stand beside the numbers.
+    """
 
     name: str
     extract: Callable[[Tensor], Tensor]
+    weights: str = ""
+    about: str = "not the published FID and KID, which are made of Inception's features"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +57,7 @@ class Quality:
 
     sets: tuple[str, ...]  # "held-out", "purified", "generated", and "attacked" if given
     features: str
+    about: str  # whether FID and KID are the published ones
     fid: Array  # (S,), squared feature units
     kid: Array  # (S,), of the polynomial kernel; may be negative
     kid_error: Array  # (S,), standard error; NaN with one block
@@ -90,7 +101,7 @@ def quality(
         images: held-out images of the data; purified as the defence is set.
         reference: images of the data, none of them in `images`.
         attacked: attacked versions of `images`, purified as another set.
-        features: what to compare; the penultimate features of the classifier by default.
+        features: by default the classifier's penultimate ones; see `inception_features`.
         generated: how many to generate; as many as `images` by default.
         steps: reverse steps of a generation.
         blocks: of each set, for the standard error of KID.
@@ -112,8 +123,9 @@ def quality(
         raise ValueError(f"quality is of a DiffPure's images; got {model.purifier!r:.80}")
     features = _classifier_features(model, images.x[:1]) if features is None else features
     settings = _settings(model, images, reference, features, steps, seed)
-    cells = begin(cells, sum(len(slices(k, batch)) for k in _sizes(images, n, attacked)))
-    work = _Work(model, model.purifier, steps, seed, batch, cells, tag(settings))
+    sizes = _sizes(len(images), n, len(reference), attacked is not None, bool(features.weights))
+    cells = begin(cells, sum(len(slices(k, batch)) for k in sizes))
+    work = _Work(model, model.purifier, features, steps, seed, batch, cells, settings)
     sets = {
         "held-out": images.x,
         "purified": work.purified("purified", images.x, images.index),
@@ -123,11 +135,14 @@ def quality(
         sets["attacked"] = attacked
         name = f"attacked-{fingerprint({'x': attacked})}"
         sets["purified attacked"] = work.purified(name, attacked, images.index)
-    return _measure(model, sets, reference, features, blocks, shown, settings)
+    return _measure(work, sets, reference, blocks, shown)
 
 
-def _sizes(images: Images, n: int, attacked: Tensor | None) -> list[int]:
-    return [len(images), n, *([len(images)] if attacked is not None else [])]
+def _sizes(held_out: int, generated: int, reference: int, attacked: bool, kept: bool) -> list[int]:
+    """Of everything that is computed in cells: the images that are made, and all features."""
+    more = [held_out] if attacked else []
+    made = [held_out, generated, *more]
+    return made + ([reference, held_out, *made, *more] if kept else [])
 
 
 def _check_sizes(blocks: int, **sizes: int) -> None:
@@ -154,7 +169,8 @@ def _classifier_features(model: Defended, one: Tensor) -> Features:
             raise RuntimeError("the classifier's linear layer was not called")
         return found
 
-    return Features(f"penultimate features of the classifier {type(classifier).__name__}", extract)
+    name = f"penultimate features of the classifier {type(classifier).__name__}"
+    return Features(name, extract, fingerprint(classifier.state_dict()))
 
 
 def _settings(
@@ -163,41 +179,62 @@ def _settings(
     record = describe(model, images, PGD(), Threat(Linf()), draws=1, seed=seed)
     against = describe(model, reference, PGD(), Threat(Linf()), draws=1, seed=seed)
     kept = {k: record[k] for k in ("data", "model", "seed")}
-    return {**kept, "reference": against["data"], "features": features.name, "steps": steps}
+    kept |= {"reference": against["data"], "steps": steps}
+    return {**kept, "features": features.name, "features_weights": features.weights}
 
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """Everything that makes a batch of images."""
+    """Everything that makes a batch of images, and its features."""
 
     model: Defended
     purifier: DiffPure
+    features: Features
     steps: int
     seed: int
     batch: int
     cells: Cells
-    label: str
+    settings: dict[str, Any]
 
     def purified(self, name: str, x: Tensor, index: Tensor) -> Tensor:
         """Purified images, cut to [0, 1]."""
         noise = Noise.of(self.seed, index).fold("quality")
-        return self._all(name, self.purifier, x, noise)
+        return self._purify(name, self.purifier, x, noise)
 
     def generated(self, n: int, like: Tensor) -> Tensor:
         """Images out of noise alone."""
         grey = torch.full((n, *like.shape[1:]), 0.5, dtype=like.dtype)
         noise = Noise.of(self.seed, range(n)).fold("generate")
-        return self._all("generated", generator_of(self.purifier, self.steps), grey, noise)
+        return self._purify("generated", generator_of(self.purifier, self.steps), grey, noise)
 
-    def _all(self, name: str, purifier: DiffPure, x: Tensor, noise: Noise) -> Tensor:
+    def _purify(self, name: str, purifier: DiffPure, x: Tensor, noise: Noise) -> Tensor:
+        def compute(x: Tensor, part: slice) -> Tensor:
+            return torch.as_tensor(purifier(x, noise[part]).clamp(0, 1))
+
+        # Without the features: other features of the same images find them made.
+        apart = ("features", "features_weights")
+        label = tag({k: v for k, v in self.settings.items() if k not in apart})
+        return self._all(f"{label}-{name}", x, compute, self.cells)
+
+    def seen(self, name: str, x: Tensor) -> Array:
+        """Features (n, d) of images, in double precision."""
+        mark = fingerprint({"x": x})  # nothing else tells the attacked images of two runs apart
+        label = f"{tag(self.settings)}-{name.replace(' ', '-')}-features-{mark}"
+        kept = self.cells if self.features.weights else Cells(None, {})
+        found = self._all(label, x, lambda part, _: self.features.extract(part), kept)
+        return np.asarray(found.double().numpy())
+
+    def _all(
+        self, label: str, x: Tensor, compute: Callable[[Tensor, slice], Tensor], cells: Cells
+    ) -> Tensor:
         device = device_of(self.model, x)
 
-        def compute(part: slice) -> Arrays:
+        def one(part: slice) -> Arrays:
             with torch.no_grad():
-                return {"x": purifier(x[part].to(device), noise[part]).clamp(0, 1).cpu().numpy()}
+                return {"x": compute(x[part].to(device), part).cpu().numpy()}
 
         parts = [
-            self.cells(f"quality-{self.label}-{name}-{p.start}-{p.stop}", partial(compute, p))
+            cells(f"quality-{label}-{p.start}-{p.stop}", partial(one, p))
             for p in slices(len(x), self.batch)
         ]
         return torch.from_numpy(join(parts)["x"])
@@ -211,31 +248,18 @@ def generator_of(purifier: DiffPure, steps: int) -> DiffPure:
 
 
 def _measure(
-    model: Defended,
-    sets: dict[str, Tensor],
-    reference: Images,
-    features: Features,
-    blocks: int,
-    shown: int,
-    settings: dict[str, Any],
+    work: _Work, sets: dict[str, Tensor], reference: Images, blocks: int, shown: int
 ) -> Quality:
-    device = device_of(model, reference.x)
-
-    def seen(x: Tensor) -> Array:
-        with torch.no_grad():
-            rows = [features.extract(x[p].to(device)).double().cpu() for p in slices(len(x), 128)]
-        return np.asarray(torch.cat(rows).numpy())
-
-    real = seen(reference.x)
-    found = {name: seen(x) for name, x in sets.items()}
+    real = work.seen("reference", reference.x)
+    found = {name: work.seen(name, x) for name, x in sets.items()}
     kids = [kid(f, real, blocks) for f in found.values()]
     return Quality(
-        tuple(sets), features.name,
+        tuple(sets), work.features.name, work.features.about,
         np.array([fid(f, real) for f in found.values()]),
         np.array([k[0] for k in kids]), np.array([k[1] for k in kids]),
         np.array([len(x) for x in sets.values()]), len(real), real.shape[1],
         {name: x[:shown].numpy() for name, x in sets.items()},
-        {**settings, "blocks": blocks},
+        {**work.settings, "blocks": blocks},
     )  # fmt: skip
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-import zipfile
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass
 from pathlib import Path
@@ -21,13 +19,15 @@ from depure.evaluation.run import Progress, Result, evaluate
 from depure.noise import Noise
 from depure.purify.defended import Defended
 from depure.threat import Ball, Threat
-from depure.weights import fingerprint, read_safetensors
+from depure.weights import (
+    UNREADABLE,
+    fingerprint,
+    first_line,
+    read_safetensors,
+    restricted_load,
+)
 
-_NAMES = ("x_adv", "adv_complete", "images", "arr_0")  # in this order
-_DAMAGE = (
-    ValueError, TypeError, KeyError, OSError, EOFError, RuntimeError,
-    zipfile.BadZipFile, pickle.UnpicklingError,
-)  # fmt: skip
+_NAMES = ("x_adv", "adv_complete", "adv_inputs", "images", "arr_0")  # in this order
 
 
 class _Stored(Attack):
@@ -128,9 +128,10 @@ def read_saved(path: str | Path, images: Images, ball: Ball) -> tuple[Saved, Ima
 
     The file is `.safetensors`, `.npz`, `.npy`, `.pt` or `.pth`, with floats (N, C, H, W) in
     [0, 1]: the array of a `.npy` or `.pt`, or else the first there is of the entries "x_adv",
-    "adv_complete" (RobustBench and AutoAttack), "images" and "arr_0". An entry "index" (N,) says
-    by data-set index to which image each belongs; without it there must be as many as `images`,
-    in the same order. Code that a pickle may carry is never run.
+    "adv_complete" (RobustBench and AutoAttack), "adv_inputs" (torchattacks and adv-lib), "images"
+    and "arr_0". An entry "index" (N,) says by data-set index to which image each belongs; without
+    it there must be as many as `images`, in the same order. Code that a pickle may carry is never
+    run.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -161,7 +162,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     """The entries of a file that matter here."""
     readers: dict[str, Callable[[Path], Any]] = {
         ".safetensors": read_safetensors, ".npz": _read_npz, ".npy": _read_npy,
-        ".pt": _read_pt, ".pth": _read_pt,
+        ".pt": restricted_load, ".pth": restricted_load,
     }  # fmt: skip
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -173,9 +174,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"no file {path}: give the file of saved adversarial images")
     try:
         found = reader(path)
-    except _DAMAGE as error:
+    except UNREADABLE as error:
         raise ValueError(
-            f"{path} cannot be read safely ({_first_line(error)}): save the images again, as "
+            f"{path} cannot be read safely ({first_line(error)}): save the images again, as "
             f"plain arrays, best as .safetensors"
         ) from error
     entries = found if isinstance(found, dict) else {_NAMES[0]: found}
@@ -190,19 +191,6 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
 
 def _read_npy(path: Path) -> Tensor:
     return torch.from_numpy(np.load(path, allow_pickle=False))
-
-
-def _read_pt(path: Path) -> Any:
-    if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 6):
-        raise RuntimeError(
-            f"torch {torch.__version__} can be made to run code in a .pt file (CVE-2025-32434), "
-            f"torch 2.6 or newer cannot"
-        )
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _pictures(tensors: dict[str, Tensor], shape: torch.Size) -> Tensor:

@@ -86,10 +86,9 @@ def _words(result: Quality) -> str:
     if min(*result.counts.tolist(), result.reference) <= result.dimensions:
         few = " Fewer images than features: FID is strongly biased here."
     return (
-        f"Features: {result.features} ({result.dimensions} numbers an image). This is not the "
-        f"published FID or KID unless these are Inception's features. {counts}; against "
-        f"{result.reference} images of {s['reference']['name']}. FID is biased upwards with few "
-        f"images: read it against the held-out real images.{few} KID: unbiased, mean of "
-        f"{s['blocks']} pairs of disjoint blocks. Generated: grey images purified from the end of "
-        f"the schedule in {s['steps']} steps, seed {s['seed']}."
+        f"Features: {result.features} ({result.dimensions} numbers an image): {result.about}. "
+        f"{counts}; against {result.reference} images of {s['reference']['name']}. FID is biased "
+        f"upwards with few images: read it against the held-out real images.{few} KID: unbiased, "
+        f"mean of {s['blocks']} pairs of disjoint blocks. Generated: grey images purified from the "
+        f"end of the schedule in {s['steps']} steps, seed {s['seed']}."
     )
