@@ -46,7 +46,7 @@ EMPTY = {("DDIM", "DW-forward"), ("DDIM", "DW-reverse")}  # all noise of DDIM is
 
 def main() -> None:
     args = parse_arguments()
-    for seed in args.seeds:
+    for seed in [] if args.finished else args.seeds:
         for model in args.models:
             train(model, seed, args)
     jobs = [
@@ -57,6 +57,8 @@ def main() -> None:
         for attacker in args.attackers
         if (sampler, attacker) not in EMPTY
     ]
+    if args.finished:
+        jobs = [job for job in jobs if (run_folder_of(job, args) / "card.json").exists()]
     with ThreadPoolExecutor(args.jobs) as pool:
         cards = list(pool.map(lambda job: evaluate(*job, args), jobs))
     text = table(jobs, cards, args)
@@ -78,6 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--steps", type=int, default=5, help="of the purifier")
     parser.add_argument("--eps", default="0.2")
+    parser.add_argument("--finished", action="store_true", help="start nothing: tabulate what is")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--results", type=Path, default=None, help="also write the table here")
     parser.add_argument("--out", type=Path, default=Path("runs/addt_digits"))
@@ -105,7 +108,7 @@ def evaluate(
     vanilla = MODELS[model] is None
     denoiser = "digits" if vanilla else folder(model, seed, args)
     everything = "forward" if sampler == "DDIM" else "forward,reverse"
-    out = run_folder(model, "" if vanilla else seed, sampler, attacker, args)
+    out = run_folder_of((model, seed, sampler, attacker), args)
     if not (out / "card.json").exists():
         depure(
             f"evaluate --denoiser {denoiser} {SAMPLERS[sampler]} --eps {args.eps} "
@@ -113,6 +116,11 @@ def evaluate(
             f"{ATTACKERS[attacker].format(all=everything)} --out {out}"
         )
     return json.loads((out / "card.json").read_text())
+
+
+def run_folder_of(job: tuple[str, str, str, str], args: argparse.Namespace) -> Path:
+    model, seed, sampler, attacker = job
+    return run_folder(model, "" if MODELS[model] is None else seed, sampler, attacker, args)
 
 
 def run_folder(

@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 
 Step = Callable[[Tensor], Tensor]
 """One link of a chain: a state (B, C, H, W) to the next state."""
+
+
+class Waypoint(NamedTuple):
+    """A state that a purification passes through, and what noising alone makes of the image."""
+
+    rounds_left: int  # rounds that follow this one
+    steps_left: int  # reverse steps that follow in this round; 0 is the end of the round
+    time: float  # on the schedule
+    state: Tensor  # (B, C, H, W), of the reverse process at this time
+    noised: Tensor  # (B, C, H, W), the round's image under the round's forward noise at this time
+
+
+class Trace(NamedTuple):
+    """A purification followed to its end."""
+
+    logits: Tensor  # (B, K), of the last state
+    waypoints: tuple[Waypoint, ...]  # one after each reverse step

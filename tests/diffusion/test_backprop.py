@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from depure.diffusion import (
     DDIM,
     DDPM,
+    Adjoint,
     Backprop,
     Blind,
     Chain,
@@ -430,6 +431,197 @@ def test_kept_grows_with_the_budget(make_denoiser: MakeDenoiser) -> None:
         assert k * size <= size * b / 4  # K graphs fit
         assert k == 9 or k == 0 or (k + 1) * size <= size * b / 4  # and one to replay with
     assert Checkpoint().kept(chain, x) == 9  # the default budget holds this
+
+
+# --- all states --------------------------------------------------------------------------------
+
+
+def mixed(states: Sequence[Tensor], only: Sequence[int] | None = None) -> Tensor:
+    """A loss of the states, or of some, another function of each."""
+    terms = [
+        (state * torch.linspace(-1, 2, state.numel(), dtype=state.dtype).view_as(state).sin()).sum()
+        + (0.3 + i) * state.pow(3).mean()
+        for i, state in enumerate(states)
+        if only is None or i in only
+    ]
+    return torch.stack(terms).sum()
+
+
+def states_and_grad(
+    backprop: Backprop, chain: Chain, only: Sequence[int] | None = None
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    x = states().requires_grad_()
+    out = backprop.states(chain, x)
+    (grad,) = torch.autograd.grad(mixed(out, only), x)
+    return tuple(state.detach() for state in out), grad
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_states_equal_plain_autograd(
+    make_denoiser: MakeDenoiser, sampler: str, rounds: int
+) -> None:
+    chain = replace(chain_of(make_denoiser, sampler, 4, rounds), clamp=True)
+    x, plain = states().requires_grad_(), []
+    state = x
+    for link in chain.links():
+        state = link(state)
+        plain.append(state)
+    (grad,) = torch.autograd.grad(mixed(plain), x)
+    drivers = [Full(), Checkpoint(), Checkpoint(0), Checkpoint(0, segment=3)]
+    for driver in [*drivers, partial(chain, 2), partial(chain, 4 * rounds - 2)]:
+        ours, ours_grad = states_and_grad(driver, chain)
+        assert len(ours) == 4 * rounds
+        for a, b in zip(ours, plain, strict=True):
+            assert torch.equal(a, b)
+        assert torch.equal(ours[-1], value_and_grad(driver, chain)[0])
+        assert_same_gradient(ours_grad, grad)
+
+
+@pytest.mark.parametrize("only", [[0], [1], [3], [0, 2], [5], []])
+def test_states_that_no_loss_asks_for(make_denoiser: MakeDenoiser, only: list[int]) -> None:
+    """Their steps are not even recomputed, where no later state was asked for."""
+    chain = chain_of(make_denoiser, "ddpm small", 3, 2)
+    if not only:
+        x = states().requires_grad_()
+        loss = Checkpoint(0).states(chain, x)[0].detach().sum() + 0.0 * x.sum()
+        assert not torch.autograd.grad(loss, x)[0].any()
+        return
+    before = chain.denoiser.network.calls
+    grad = states_and_grad(Checkpoint(0), chain, only)[1]
+    assert chain.denoiser.network.calls - before == 6 + max(only) + 1
+    assert_same_gradient(grad, states_and_grad(Full(), chain, only)[1])
+
+
+@pytest.mark.parametrize("sampler", ["ddpm large clip", "ddim", "euler-maruyama", "flow heun"])
+def test_finite_differences_of_states(make_denoiser: MakeDenoiser, sampler: str) -> None:
+    chain, x, h = chain_of(make_denoiser, sampler, 3, 2), states(), 1e-5
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+    grad = states_and_grad(Checkpoint(0), chain)[1]
+    with torch.no_grad():
+        ends = [mixed(Full().states(chain, x + s * h * direction)) for s in (1, -1)]
+    numeric = (ends[0] - ends[1]).item() / (2 * h)
+    assert (grad * direction).sum().item() == pytest.approx(numeric, rel=1e-6)
+
+
+def test_states_keep_states_only(make_denoiser: MakeDenoiser) -> None:
+    """No graph is held: the image, and all states but the end; a budget holds what it says."""
+    chain, x = chain_of(make_denoiser, "ddpm small", 12), states().requires_grad_()
+    size, image = step_bytes(chain, x), x.numel() * x.element_size()
+
+    def held(driver: Backprop) -> int:
+        return saved_bytes(lambda: driver.states(chain, x)[-1], chain)
+
+    assert held(Checkpoint(0)) == 12 * image
+    assert held(Full()) > 12 * 4 * image
+    for kept in (1, 5, 10):
+        assert held(Checkpoint((kept + 1) * size)) <= kept * size + 12 * image
+    for kept, calls in ((0, 24), (5, 19), (12, 12)):
+        driver = Checkpoint((kept + 1) * size if kept else 0)
+        before = chain.denoiser.network.calls
+        states_and_grad(driver, chain)
+        assert chain.denoiser.network.calls - before == calls
+
+
+@pytest.mark.parametrize("inputs", ["weights", "weights and images"])
+def test_states_differentiate_weights(make_denoiser: MakeDenoiser, inputs: str) -> None:
+    chain = chain_of(make_denoiser, "ddpm small", 4, 2, freeze=False)
+    results = []
+    for driver in (Full(), Checkpoint(), Checkpoint(0), partial(chain, 3)):
+        x = states().requires_grad_(inputs != "weights")
+        wanted = [*chain.denoiser.parameters(), *([x] if x.requires_grad else [])]
+        results.append(torch.autograd.grad(mixed(driver.states(chain, x)), wanted))
+    for other in results[1:]:
+        for ours, full in zip(other, results[0], strict=True):
+            assert_same_gradient(ours, full)
+
+
+def test_a_step_that_returns_what_it_was_given(make_denoiser: MakeDenoiser) -> None:
+    class Lazy(Sampler):
+        @property
+        def stochastic(self) -> bool:
+            return False
+
+        def step(self, denoiser: Denoiser, x: Tensor, t: Time, s: Time, z: Any) -> Tensor:
+            return x if t in (99, 49) else DDIM().step(denoiser, x, t, s, z)
+
+    chain = Chain(make_denoiser(), Lazy(), Grid(0.1, 4), Noise.of(0, range(2)))
+    assert len(chain.grid.path(chain.denoiser.schedule).pairs) == 4
+    value, grad = states_and_grad(Full(), chain)
+    ours, ours_grad = states_and_grad(Checkpoint(0), chain)
+    assert all(torch.equal(a, b) for a, b in zip(ours, value, strict=True))
+    assert_same_gradient(ours_grad, grad)
+
+
+def test_states_back_twice_and_changed_in_place(make_denoiser: MakeDenoiser) -> None:
+    chain, x = chain_of(make_denoiser, "ddim"), states().requires_grad_()
+    loss = mixed(Checkpoint(0).states(chain, x))
+    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (second,) = torch.autograd.grad(loss, x)
+    assert torch.equal(first, second)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, x)
+    out = Checkpoint(0).states(chain, x)
+    with torch.no_grad():
+        out[1].add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out[3].sum().backward()
+    out = Checkpoint(0).states(chain, x)
+    (grad,) = torch.autograd.grad(out[0].square().sum() + x.pow(3).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_states_under_autocast(make_denoiser: MakeDenoiser) -> None:
+    chain = chain_of(make_denoiser, "ddpm small", 4, 2, dtype=torch.float32)
+    grads = []
+    for driver in (Full(), Checkpoint(0), partial(chain, 3, torch.float32)):
+        leaf = states(torch.float32).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = driver.states(chain, leaf)
+        grads.append(torch.autograd.grad(mixed(out), leaf)[0])
+    for grad in grads[1:]:
+        assert_same_gradient(grad, grads[0], 1e-5)
+
+
+def test_cut_graph_is_refused_between_states(make_denoiser: MakeDenoiser) -> None:
+    chain = Chain(make_denoiser(), Cut(), Grid(0.1, 2), Noise.of(0, range(2)))
+    x = states().requires_grad_()
+    for driver in (Full(), Checkpoint()):
+        with pytest.raises(RuntimeError, match="cut the graph"):
+            driver.states(chain, x)
+    out = Checkpoint(0).states(chain, x)
+    with pytest.raises(RuntimeError, match="cut the graph"):
+        out[-1].sum().backward()
+
+
+@pytest.mark.parametrize("driver", [Straight(), Surrogate(2), Blind(), Adjoint()], ids=repr)
+def test_drivers_without_states_say_so(make_denoiser: MakeDenoiser, driver: Backprop) -> None:
+    chain, x = chain_of(make_denoiser, "ddpm small", 4), states().requires_grad_()
+    with pytest.raises(ValueError, match=r"no gradient of the states .* take Checkpoint\(\)"):
+        driver.states(chain, x)
+    value = Full().states(chain, x)
+    for again in (driver.states(chain, x.detach()), no_grad_states(driver, chain, x)):
+        assert all(torch.equal(a, b) for a, b in zip(again, value, strict=True))
+        assert not any(state.requires_grad for state in again)
+
+
+def no_grad_states(driver: Backprop, chain: Chain, x: Tensor) -> tuple[Tensor, ...]:
+    with torch.no_grad():
+        return driver.states(chain, x)
+
+
+def test_without_gradients_states_are_plain(
+    make_denoiser: MakeDenoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = chain_of(make_denoiser, "ddpm small", 5)
+    monkeypatch.setattr(checkpoint_module, "replay_states", None)
+    monkeypatch.setattr(checkpoint_module, "step_bytes", None)
+    out = no_grad_states(Checkpoint(), chain, states().requires_grad_())
+    assert chain.denoiser.network.calls == len(out) == 5
+    monkeypatch.undo()
+    loose = Checkpoint(0).states(chain, states())  # wanted, but of nothing
+    assert not any(state.requires_grad for state in loose)
 
 
 # --- approximate drivers -----------------------------------------------------------------------

@@ -8,9 +8,10 @@ from depure.attacks.ensemble import Ensemble, Proposal
 from depure.attacks.expected import Expected, expected_grad
 from depure.attacks.fab import FAB
 from depure.attacks.features import FeatureDistance, Perceptual
+from depure.attacks.intermediate import DiffAttack, FullIntermediate
 from depure.attacks.losses import LOSSES, Loss
 from depure.attacks.lowfreq import LowFrequency
-from depure.attacks.model import Model
+from depure.attacks.model import Model, Traced
 from depure.attacks.perceptual import LPA, PPGD
 from depure.attacks.pgd import PGD
 from depure.attacks.rays import RayS
@@ -29,11 +30,13 @@ __all__ = [
     "PPGD",
     "SPSA",
     "Attack",
+    "DiffAttack",
     "DiffHammer",
     "Ensemble",
     "Expected",
     "FeatureDistance",
     "FixedAutoAttack",
+    "FullIntermediate",
     "Loss",
     "LowFrequency",
     "Model",
@@ -44,6 +47,7 @@ __all__ = [
     "Square",
     "StAdv",
     "StandIn",
+    "Traced",
     "Transfer",
     "Watch",
     "autoattack",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from depure.attacks.losses import Loss
-from depure.attacks.model import Model
+from depure.attacks.model import Model, WithTerm
 from depure.noise import Noise
 
 Average = Literal["gradients", "logits"]
@@ -19,7 +19,7 @@ class Expected(NamedTuple):
     """Averages over the draws, per image."""
 
     grad: Tensor  # (B, C, H, W), of the averaged loss; zero where it was not finite
-    loss: Tensor  # (B,)
+    loss: Tensor  # (B,), with the further term of a `WithTerm`
     accuracy: Tensor  # (B,), share of draws with the right label
     finite: Tensor  # (B,) bool, whether the gradient was finite
 
@@ -52,7 +52,7 @@ def expected_grad(
     images beside an image change its result beyond float rounding.
 
     Args:
-        model: the defence.
+        model: the defence; a `WithTerm` adds its term, draw by draw, to the loss.
         x: images (B, C, H, W) in [0, 1].
         y: labels (B,) handed to the loss.
         loss: per-image loss.
@@ -69,31 +69,38 @@ def expected_grad(
     truth = (y if labels is None else labels).repeat_interleave(draws)
     targets = y.repeat_interleave(draws)
     image = torch.arange(len(x), device=x.device).repeat_interleave(draws)
+    parts = [slice(a, a + chunk) for a in range(0, len(image), chunk)]
 
-    def parts() -> Iterator[slice]:
-        yield from (slice(a, a + chunk) for a in range(0, len(image), chunk))
-
-    def pull(part: slice, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def pull(part: slice, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
         leaf = x[image[part]].detach().requires_grad_()
-        logits = model(leaf, rows[part])
+        logits, term = _answer(model, leaf, rows[part], targets[part], loss)
         _require_graph(logits)
-        (grad,) = torch.autograd.grad(objective(logits).sum(), leaf)
-        return grad, logits.detach()
+        (grad,) = torch.autograd.grad(objective(logits).sum() + term.sum(), leaf)
+        return grad, logits.detach(), term.detach()
 
     if average == "gradients":
-        pulled = [pull(p, lambda z, p=p: loss(z, targets[p])) for p in parts()]  # type: ignore[misc]
+        pulled = [pull(p, lambda z, p=p: loss(z, targets[p])) for p in parts]  # type: ignore[misc]
         logits = torch.cat([p[1] for p in pulled])
         losses = _mean(loss(logits, targets), draws)
     else:
         with torch.no_grad():
-            logits = torch.cat([model(x[image[p]], rows[p]) for p in parts()])
+            logits = torch.cat([model(x[image[p]], rows[p]) for p in parts])
         cotangent, losses = _of_mean_logits(loss, logits, y, draws)
-        pulled = [pull(p, lambda z, p=p: z * cotangent[p]) for p in parts()]  # type: ignore[misc]
+        pulled = [pull(p, lambda z, p=p: z * cotangent[p]) for p in parts]  # type: ignore[misc]
     grad = _mean(torch.cat([p[0] for p in pulled]), draws)
+    losses = losses + _mean(torch.cat([p[2] for p in pulled]), draws)
     finite = grad.flatten(1).isfinite().all(1)
     grad = torch.where(finite.view(-1, 1, 1, 1), grad, 0.0)
     accuracy = _mean((logits.argmax(1) == truth).to(x.dtype), draws)
     return Expected(grad, losses, accuracy, finite)
+
+
+def _answer(model: Model, x: Tensor, noise: Noise, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+    """Logits, and what is to be added to their loss: nothing, as a rule."""
+    if isinstance(model, WithTerm):
+        return model.measured(x, noise, y, loss)
+    logits = model(x, noise)
+    return logits, logits.new_zeros(len(logits))
 
 
 def _require_graph(logits: Tensor) -> None:

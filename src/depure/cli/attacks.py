@@ -15,8 +15,10 @@ from depure.attacks import (
     PPGD,
     SPSA,
     Attack,
+    DiffAttack,
     DiffHammer,
     FeatureDistance,
+    FullIntermediate,
     LowFrequency,
     Perceptual,
     RayS,
@@ -43,6 +45,8 @@ _PRESETS: dict[str, Attack] = {
     "apgd-dlr": APGD(loss="dlr", eot=20),
     "apgd-t": replace(APGD.targeted(), eot=20),
     "fab": FAB(eot=20),
+    "diffattack": APGD(eot=20),
+    "full-intermediate": APGD(eot=20),
     "bpda": PGD(50, eot=15, average="logits"),
     "transfer": APGD(),
     "diffhammer": DiffHammer(),
@@ -84,8 +88,13 @@ def build_attack(
         option = names.get(unknown[0], unknown[0]).replace("_", "-")
         raise ValueError(f"--{option} does not apply to the attack {options['attack']}: leave it")
     attack: Attack = replace(preset, **given)
-    if options["attack"] in ("bpda", "transfer"):
-        return _elsewhere(attack, options, model)
+    match options["attack"]:
+        case "diffattack":
+            return DiffAttack(attack)
+        case "full-intermediate":
+            return FullIntermediate(attack)
+        case "bpda" | "transfer":
+            return _elsewhere(attack, options, model)
     return attack
 
 

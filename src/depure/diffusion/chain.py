@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,7 +12,7 @@ from depure.diffusion.denoiser import Denoiser
 from depure.diffusion.grid import Grid, Path, label_of
 from depure.diffusion.samplers.base import Sampler
 from depure.noise import Noise
-from depure.types import Step
+from depure.types import Step, Waypoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,24 @@ class Chain:
     def noised(self, path: Path, turn: int, x: Tensor) -> Tensor:
         """The state that round `turn` starts from: x with the round's forward noise."""
         return path.alpha * x + path.sigma * self.noise.normal("forward", (turn, 0), x)
+
+    def waypoints(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Waypoint, ...]:
+        """The states after each link of the chain from x, beside what noising alone makes of x.
+
+        The counterpart of a state at time t of a round is alpha(t) x + sigma(t) z, with the image
+        x and the forward noise z that this round began with.
+        """
+        schedule, times = self.denoiser.schedule, self.grid.path(self.denoiser.schedule).times[1:]
+        points = []
+        for turn in range(self.rounds):
+            z = self.noise.normal("forward", (turn, 0), x)
+            part = states[turn * len(times) : (turn + 1) * len(times)]
+            for i, (t, state) in enumerate(zip(times, part, strict=True)):
+                noised = schedule.alpha(t) * x + schedule.sigma(t) * z
+                left = (self.rounds - turn - 1, len(times) - i - 1)
+                points.append(Waypoint(*left, t, state, noised))
+            x = part[-1]
+        return tuple(points)
 
     def reverse_noise(self, path: Path, turn: int, i: int, like: Tensor) -> Tensor | None:
         """Standard normal numbers of reverse step i; None where the rule takes none."""

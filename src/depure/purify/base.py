@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from depure.noise import Noise
+from depure.types import Waypoint
 
 _TOLERANCE = 1e-3  # finite differences and float rounding may leave [0, 1] by a hair
 
@@ -53,6 +54,30 @@ class Purifier(nn.Module, ABC):
             ValueError: for images of the wrong shape, dtype or range, noise with another number
                 of rows, or a locked stage that this purifier does not have.
         """
+        self._check(x, noise)
+        return self.purify(x, noise)
+
+    def trace(self, x: Tensor, noise: Noise) -> tuple[Waypoint, ...]:
+        """Check as `forward` does, then the states passed through; the last is the result.
+
+        Raises:
+            ValueError: as `forward`, and for a purifier that passes through no states.
+        """
+        self._check(x, noise)
+        return self.waypoints(x, noise)
+
+    def waypoints(self, x: Tensor, noise: Noise) -> tuple[Waypoint, ...]:
+        """States of checked images, scaled as images are, (x_t + 1) / 2; to be overridden.
+
+        Raises:
+            ValueError: unless overridden.
+        """
+        raise ValueError(
+            f"{self!r} passes through no states of a reverse process: what needs them (DiffAttack, "
+            f"say) works on a DiffPure; any other attack works on this defence"
+        )
+
+    def _check(self, x: Tensor, noise: Noise) -> None:
         check_images(x)
         check_eval(self, "purifier")
         check_stages(noise.held, self.stages, "noise")
@@ -60,7 +85,6 @@ class Purifier(nn.Module, ABC):
             raise ValueError(
                 f"{x.shape[0]} images need one row of noise each; got {len(noise)} rows"
             )
-        return self.purify(x, noise)
 
 
 class Identity(Purifier):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from depure.noise import Noise
 from depure.purify.base import Purifier, check_eval
+from depure.types import Trace
 
 
 class Defended(nn.Module):
@@ -37,6 +38,14 @@ class Defended(nn.Module):
         """Stages at which the purifier draws noise."""
         return self.purifier.stages
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of every part; a purifier that refuses leaves all in eval mode."""
+        try:
+            return super().train(mode)
+        except ValueError:  # torch has set this module's own mode before it asked the parts
+            super().train(False)
+            raise
+
     def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
         """Logits (B, K); without `noise`, fresh numbers seeded from torch's default generator.
 
@@ -48,7 +57,21 @@ class Defended(nn.Module):
         if noise is None:
             seed = int(torch.randint(2**63 - 1, ()).item())
             noise = Noise.of(seed, range(len(x)))
-        logits: Any = self.classifier(self.purifier(x, noise))
+        return self._logits(self.purifier(x, noise))
+
+    def trace(self, x: Tensor, noise: Noise) -> Trace:
+        """Logits (B, K) under this noise, equal to those of a call, and the states before them.
+
+        Raises:
+            ValueError: as a call, for a purifier that passes through no states, or for one whose
+                gradient of them is wanted and missing.
+        """
+        check_eval(self.classifier, "classifier")
+        waypoints = self.purifier.trace(x, noise)
+        return Trace(self._logits(waypoints[-1].state), waypoints)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits: Any = self.classifier(x)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(

@@ -13,6 +13,7 @@ from depure.diffusion.grid import Convention, Grid
 from depure.diffusion.samplers import DDPM, Sampler
 from depure.noise import Noise
 from depure.purify.base import Purifier
+from depure.types import Waypoint
 
 
 class DiffPure(Purifier):
@@ -83,8 +84,22 @@ class DiffPure(Purifier):
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         """One purified image per image (B, C, H, W); beyond [0, 1] by a little unless clamped."""
-        chain = Chain(self.denoiser, self.sampler, self.grid, noise, self.rounds, self.clamp)
-        return (self.backprop.run(chain, 2.0 * x - 1.0) + 1.0) / 2.0
+        return (self.backprop.run(self._chain(noise), 2.0 * x - 1.0) + 1.0) / 2.0
+
+    def waypoints(self, x: Tensor, noise: Noise) -> tuple[Waypoint, ...]:
+        """The states after each reverse step, (x_t + 1) / 2; the last is the purified image.
+
+        Raises:
+            ValueError: if a gradient is wanted and `backprop` has none for the states between.
+        """
+        chain, start = self._chain(noise), 2.0 * x - 1.0
+        points = chain.waypoints(start, self.backprop.states(chain, start))
+        return tuple(
+            p._replace(state=(p.state + 1.0) / 2.0, noised=(p.noised + 1.0) / 2.0) for p in points
+        )
+
+    def _chain(self, noise: Noise) -> Chain:
+        return Chain(self.denoiser, self.sampler, self.grid, noise, self.rounds, self.clamp)
 
     def with_backprop(self, backprop: Backprop) -> Self:
         """The same defence, differentiated in another way (the network is shared)."""

@@ -20,6 +20,15 @@ def run_links(links: Sequence[Step], x: Tensor) -> Tensor:
     return x
 
 
+def walk(links: Sequence[Step], x: Tensor) -> tuple[Tensor, ...]:
+    """The state after each link."""
+    states = []
+    for link in links:
+        x = link(x)
+        states.append(x)
+    return tuple(states)
+
+
 def require_graph(end: Tensor, x: Tensor) -> Tensor:
     """The end of a chain, known to lead back to x where a gradient is wanted.
 
@@ -46,6 +55,19 @@ class Backprop(ABC):
     def run(self, chain: Chain, x: Tensor) -> Tensor:
         """The end of the chain started at x (B, C, H, W), differentiable as this driver does."""
 
+    def states(self, chain: Chain, x: Tensor) -> tuple[Tensor, ...]:
+        """The state (B, C, H, W) after each link; the last is the end.
+
+        Raises:
+            ValueError: if a gradient is wanted and this driver has none for the states between.
+        """
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise ValueError(
+                f"{self!r} has no gradient of the states between the image and the end of the "
+                f"chain: take Checkpoint(), which has exact ones"
+            )
+        return walk(chain.links(), x)
+
 
 @dataclass(frozen=True)
 class Full(Backprop):
@@ -59,3 +81,7 @@ class Full(Backprop):
     def run(self, chain: Chain, x: Tensor) -> Tensor:
         """Every link under autograd."""
         return require_graph(run_links(chain.links(), x), x)
+
+    def states(self, chain: Chain, x: Tensor) -> tuple[Tensor, ...]:
+        """Every link under autograd."""
+        return tuple(require_graph(state, x) for state in walk(chain.links(), x))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from depure.diffusion.backprop.base import Backprop, require_graph, run_links
+from depure.diffusion.backprop.base import Backprop, require_graph, run_links, walk
 from depure.diffusion.chain import Chain
 from depure.types import Step
 
@@ -57,12 +58,24 @@ class Checkpoint(Backprop):
     def run(self, chain: Chain, x: Tensor) -> Tensor:
         """Replay the first T - K links, keep the graphs of the last K."""
         links = chain.links()
-        weights = any(p.requires_grad for p in chain.denoiser.parameters())
-        if not (torch.is_grad_enabled() and (x.requires_grad or weights)):
+        if not _differentiated(chain, x):
             return run_links(links, x)
         split = len(links) - self.kept(chain, x)
         end = run_links(links[split:], replay(links[:split], x, self.segment))
         return require_graph(end, x)
+
+    def states(self, chain: Chain, x: Tensor) -> tuple[Tensor, ...]:
+        """As `run`; exact for a loss of any of the states, and as frugal.
+
+        `segment` does not matter: who asks for every state has every state in memory.
+        """
+        links = chain.links()
+        if not _differentiated(chain, x):
+            return walk(links, x)
+        split = len(links) - self.kept(chain, x)
+        head = replay_states(links[:split], x)
+        tail = walk(links[split:], head[-1] if head else x)
+        return tuple(require_graph(state, x) for state in (*head, *tail))
 
     def kept(self, chain: Chain, x: Tensor) -> int:
         """K: how many steps' graphs the budget holds for a batch like x."""
@@ -74,6 +87,11 @@ class Checkpoint(Backprop):
         if size * len(links) <= budget:
             return len(links)
         return max(0, (budget - size) // size)  # one step's worth is needed to replay
+
+
+def _differentiated(chain: Chain, x: Tensor) -> bool:
+    weights = any(p.requires_grad for p in chain.denoiser.parameters())
+    return torch.is_grad_enabled() and (x.requires_grad or weights)
 
 
 def _free_memory(device: torch.device) -> int:
@@ -132,7 +150,7 @@ def replay(links: Sequence[Step], x: Tensor, segment: int = 1) -> Tensor:
         # closes over something that requires a gradient: the test costs nothing.
         state = link(state)
         if state.requires_grad:
-            return _checkpointed(links, x)
+            return _checkpointed(links, x)[-1]
     if not links or not x.requires_grad:
         return x if not links else state
     apply: Any = _Replay.apply
@@ -140,10 +158,29 @@ def replay(links: Sequence[Step], x: Tensor, segment: int = 1) -> Tensor:
     return out
 
 
-def _checkpointed(links: Sequence[Step], x: Tensor) -> Tensor:
+def replay_states(links: Sequence[Step], x: Tensor) -> tuple[Tensor, ...]:
+    """As `replay`, but the state after each link, each with a gradient of its own."""
+    starts, states = [x.detach()], []
     for link in links:
-        x = checkpoint(link, x, use_reentrant=False, preserve_rng_state=False)
-    return x
+        state = link(starts[-1])
+        if state.requires_grad:
+            return _checkpointed(links, x)
+        states.append(state)
+        starts.append(state)
+    if not links or not x.requires_grad:
+        return tuple(states)
+    apply: Any = _ReplayStates.apply
+    out: tuple[Tensor, ...] = apply(x, tuple(links), tuple(starts))
+    return out
+
+
+def _checkpointed(links: Sequence[Step], x: Tensor) -> tuple[Tensor, ...]:
+    return walk([partial(_again, link) for link in links], x)
+
+
+def _again(link: Step, x: Tensor) -> Tensor:
+    end: Tensor = checkpoint(link, x, use_reentrant=False, preserve_rng_state=False)
+    return end
 
 
 class _Replay(torch.autograd.Function):
@@ -162,13 +199,7 @@ class _Replay(torch.autograd.Function):
         end: Tensor,
         states: tuple[Tensor, ...],
     ) -> Tensor:
-        ctx.links, ctx.segment = links, segment
-        device = x.device.type
-        ctx.autocast = (
-            device,
-            torch.get_autocast_dtype(device),
-            torch.is_autocast_enabled(device),
-        )
+        ctx.links, ctx.segment, ctx.autocast = links, segment, _autocast(x)
         ctx.save_for_backward(*states)
         return end
 
@@ -180,6 +211,38 @@ class _Replay(torch.autograd.Function):
                 links = ctx.links[i * ctx.segment : (i + 1) * ctx.segment]
                 grad = _pull_back(links, state, grad)
         return grad, None, None, None, None
+
+
+class _ReplayStates(torch.autograd.Function):
+    """All states of a chain already run; going back, each adds its own cotangent to the chain's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, links: tuple[Step, ...], starts: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        ctx.links, ctx.autocast = links, _autocast(x)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*starts[:-1])
+        return starts[1:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad: Tensor | None = None
+        parts = zip(ctx.links, ctx.saved_tensors, cotangents, strict=True)
+        with torch.autocast(*ctx.autocast):
+            for link, start, own in reversed(list(parts)):
+                if own is not None:
+                    grad = own if grad is None else grad + own
+                if grad is not None:  # nobody asked for the states after the last one asked for
+                    grad = _pull_back((link,), start, grad)
+        return grad, None, None
+
+
+def _autocast(x: Tensor) -> tuple[str, torch.dtype, bool]:
+    """Autocast as it is now, to recompute under the same."""
+    device = x.device.type
+    return device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
 
 
 def _pull_back(links: Sequence[Step], state: Tensor, grad: Tensor) -> Tensor:
