@@ -4,6 +4,11 @@
     python benchmarks/attacks_vs_published.py --published /tmp/auto-attack \\
         --data /tmp/cifar/test --classifier resnet56:resnet56-cifar10.safetensors --images 100
 
+An adversarially trained network, of minutes (500 images of it are in attacks_vs_published_at.md):
+
+    depure train adversarial --preset cifar10-small --arch small-cnn --data /tmp/cifar/train \\
+        --updates 700 --batch 64 --attack-steps 2 --step-size 6/255 --seed 0 --out runs/cifar/at
+
 The model is deterministic: a classifier without purifier. Images it gets wrong count as wrong for
 both; the rest are attacked by both. To compare another attack, add a `Row` in `rows`.
 """
@@ -182,7 +187,7 @@ def markdown(run: dict[str, Any]) -> str:
     where = ", ".join(f"{k} {v}" for k, v in run["machine"].items())
     return (
         f"# Attacks against the published programs\n\n`{run['command']}`; {where}.\n\n"
-        f"{n} images of CIFAR-10 (JPEG), {run['classifier']} (clean accuracy "
+        f"{n} images of CIFAR-10 (JPEG), classifier `{run['classifier']}` (clean accuracy "
         f"{run['clean'] / n:.1%}), {run['steps']} steps, one restart, seed {run['seed']}, "
         f"published program {run['published']}. Starts are random and differ.\n\n"
         + table(head, body)
@@ -225,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run: dict[str, Any] = {
         "command": "python " + shlex.join(["benchmarks/attacks_vs_published.py", *sys.argv[1:]]),
         "machine": machine(), "images": len(images), "clean": len(kept), "steps": args.steps,
-        "seed": args.seed, "classifier": args.classifier.split("/")[-1],
+        "seed": args.seed, "classifier": args.classifier,
         "published": revision(args.published),
         "records": [],
     }  # fmt: skip
