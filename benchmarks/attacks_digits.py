@@ -55,7 +55,6 @@ GENERALISES = (  # the first contains the second: its robust accuracy should not
     ("DiffAttack", "APGD-CE"),
     ("AutoAttack-rand", "APGD-CE"),
     ("AutoAttack-rand", "APGD-DLR"),
-    ("AutoAttack-stochastic", "AutoAttack-rand"),
     ("AutoAttack-stochastic", "APGD-T(3)"),
     ("AutoAttack-stochastic", "FAB-T(3)"),
     ("strongest(1000)", "PGD"),

@@ -88,6 +88,7 @@ def test_train_mode_of_the_classifier(
 def test_train_is_refused(model: Defended) -> None:
     with pytest.raises(ValueError, match="stays in eval mode"):
         model.train()
+    assert not any(part.training for part in model.modules())
 
 
 @pytest.mark.parametrize(
