@@ -31,9 +31,10 @@ from typing import Any
 import torch
 from gradients import RESULTS, table
 from measure import machine
+from published_queries import published_rays, published_spsa
 from torch import Tensor, nn
 
-from depure.attacks import APGD, FAB, Square
+from depure.attacks import APGD, FAB, SPSA, RayS, Square
 from depure.attacks.base import Attack
 from depure.data import image_folder
 from depure.noise import Noise
@@ -131,6 +132,20 @@ def other(ball: Ball, args: argparse.Namespace) -> list[Row]:
     return found
 
 
+def black_box(ball: Linf, args: argparse.Namespace) -> list[Row]:
+    """RayS and SPSA, where clones of the published programs are given."""
+    found = []
+    if args.rays is not None:
+        rays = RayS(args.queries, eot=1)
+        theirs = published_rays(args.rays, ball, rays, args.seed)
+        found.append(Row(f"RayS({args.queries})", ball, rays, theirs))
+    if args.advertorch is not None:
+        spsa = SPSA(steps=max(args.queries // 128, 1), samples=64)
+        theirs = published_spsa(args.advertorch, ball, spsa, args.seed)
+        found.append(Row(f"SPSA({spsa.steps} x {spsa.samples})", ball, spsa, theirs))
+    return found
+
+
 def rows(args: argparse.Namespace) -> list[Row]:
     """Every comparison, in the three balls."""
     linf, l2, l1 = args.eps
@@ -140,6 +155,7 @@ def rows(args: argparse.Namespace) -> list[Row]:
         *(row for ball in balls for row in apgd(ball, steps, seed, targets)),
         *apgd(balls[2], steps, seed, targets, shrinking=True)[:1],
         *(row for ball in balls for row in other(ball, args)),
+        *black_box(Linf(linf), args),
     ]
 
 
@@ -211,7 +227,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--targets", type=int, default=9)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--queries", type=int, default=1000, help="of Square")
+    parser.add_argument("--rays", type=Path, help="clone of uclaml/RayS")
+    parser.add_argument("--advertorch", type=Path, help="clone of BorealisAI/advertorch")
+    parser.add_argument("--queries", type=int, default=1000, help="of Square, RayS and SPSA")
     parser.add_argument(
         "--eps", type=lambda t: [float(Fraction(e)) for e in t.split(",")], default="1/510,0.1,1",
         help="of Linf, L2 and L1: budgets at which some images survive",
