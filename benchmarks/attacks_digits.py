@@ -38,7 +38,7 @@ ATTACKS = {
     "BPDA+EOT": f"--attack bpda {GRADIENT}",
     "transfer": "--attack transfer --attack-steps 100",
     "Square": "--attack square --attack-steps 200 --eot 2",
-    "RayS": "--attack rays --attack-steps 400",
+    "RayS": "--attack rays --attack-steps 300 --eot 3",
     "LF": f"--attack low-frequency {GRADIENT}",
     "ReColorAdv": f"--attack recolor {GRADIENT}",
     "StAdv, flow 0.05": f"--attack stadv {GRADIENT} --eps 0.05",
