@@ -137,7 +137,7 @@ def black_box(ball: Linf, args: argparse.Namespace) -> list[Row]:
     found = []
     if args.rays is not None:
         rays = RayS(args.queries, eot=1)
-        theirs = published_rays(args.rays, ball, rays, args.seed)
+        theirs = published_rays(args.rays, ball, rays)
         found.append(Row(f"RayS({args.queries})", ball, rays, theirs))
     if args.advertorch is not None:
         spsa = SPSA(steps=max(args.queries // 128, 1), samples=64)

@@ -20,8 +20,8 @@ from depure.threat import Linf
 Published = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
-def published_rays(clone: Path, ball: Linf, ours: RayS, seed: int) -> Published:
-    """RayS (github.com/uclaml/RayS) with the queries of ours."""
+def published_rays(clone: Path, ball: Linf, ours: RayS) -> Published:
+    """RayS (github.com/uclaml/RayS) with the queries of ours; it draws no random numbers."""
 
     def attack(classifier: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with _on_the_cpu(), _importable(clone, pgbar={"progress_bar": lambda *a, **k: None}):
