@@ -78,6 +78,11 @@ def test_attacks(line, attack):
         ("--attack square --loss dlr", "--loss does not apply to the attack square"),
         ("--attack apgd-ce --step-size 0.1", "--step-size does not apply"),
         ("--attack pgd --restarts 2", "--restarts does not apply"),
+        ("--attack square --queries 9", "--queries is for autoattack, autoattack-stochastic"),
+        ("--attack autoattack-rand --queries 9", "--queries is for autoattack"),
+        ("--attack strongest --queries 9", "--queries is for autoattack"),
+        ("--attack pgd --calls 9", "--calls is for strongest; the attack is pgd"),
+        ("--perceptual-net digits", "add --ball perceptual"),
     ],
 )
 def test_settings_that_an_attack_lacks(line, message):

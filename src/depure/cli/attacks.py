@@ -63,6 +63,7 @@ _ENSEMBLES = (
     "autoattack", "autoattack-rand", "autoattack-stochastic", "autoattack-fixed", "strongest",
 )  # fmt: skip
 _BALLS = {"linf": Linf, "l2": L2, "l1": L1, "flow": Flow}
+_OWN = {"queries": ("autoattack", "autoattack-stochastic"), "calls": ("strongest",)}
 _OWN_BALL = {"stadv": "flow", "ppgd": "perceptual", "lpa": "perceptual"}
 
 
@@ -74,6 +75,7 @@ def build_attack(
     Raises:
         ValueError: a setting that this attack does not have, or no defence where it needs one.
     """
+    _check_own(options)
     if options["attack"] in _ENSEMBLES:
         return _ensemble(options, model, classes)
     preset: Any = _PRESETS[options["attack"]]
@@ -98,6 +100,18 @@ def build_attack(
     return attack
 
 
+def _check_own(options: dict[str, Any]) -> None:
+    """Raise ValueError for an option that belongs to other attacks or another ball."""
+    for field, attacks in _OWN.items():
+        if options[field] is not None and options["attack"] not in attacks:
+            raise ValueError(
+                f"--{field} is for {', '.join(attacks)}; the attack is {options['attack']}: "
+                f"leave it"
+            )
+    if options["perceptual_net"] is not None and _ball_name(options) != "perceptual":
+        raise ValueError("--perceptual-net is for the perceptual ball: add --ball perceptual")
+
+
 def _elsewhere(attack: Attack, options: dict[str, Any], model: Defended | None) -> Attack:
     """The attack on something simpler than the defence, which then meets its images."""
     if model is None:
@@ -112,7 +126,7 @@ def _elsewhere(attack: Attack, options: dict[str, Any], model: Defended | None) 
 def _ensemble(options: dict[str, Any], model: Defended | None, classes: int) -> Attack:
     threat, name = build_threat(options), options["attack"]
     lacks = ["step_size", "average", "loss", "random_start", "restarts", "targets", "target"]
-    lacks += ["attack_steps", "eot", "queries"] if name == "strongest" else []
+    lacks += ["attack_steps", "eot"] if name == "strongest" else []
     for field in lacks:
         if options[field] is not None:
             raise ValueError(
@@ -123,8 +137,8 @@ def _ensemble(options: dict[str, Any], model: Defended | None, classes: int) -> 
         known = set(threat.knows) if threat.pool == 1 and threat.mix == 0.0 else set()
         random = model is None or bool(set(model.stages) - known)
         found = strongest(
-            options["calls"], threat.ball, model.classifier if model else None, classes=classes,
-            random=random,
+            options["calls"] or 2000, threat.ball, model.classifier if model else None,
+            classes=classes, random=random,
         )  # fmt: skip
     else:
         version: Any = name.removeprefix("autoattack").removeprefix("-") or "standard"
@@ -148,8 +162,13 @@ def build_threat(options: dict[str, Any]) -> Threat:
     return Threat(_ball(options), tuple(sorted(names)), options["pool"], options["mix"])
 
 
+def _ball_name(options: dict[str, Any]) -> str:
+    named: str = options["ball"] or _OWN_BALL.get(options["attack"], "linf")
+    return named
+
+
 def _ball(options: dict[str, Any]) -> Ball:
-    name = options["ball"] or _OWN_BALL.get(options["attack"], "linf")
+    name = _ball_name(options)
     given = {} if options["eps"] is None else {"eps": options["eps"]}
     if name == "perceptual":
         return Perceptual(_distance(options), **given)

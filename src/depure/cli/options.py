@@ -296,12 +296,17 @@ attack = _stack(
             type=click.Choice(["runner_up", "least_likely"]),
             help="Of pgd: aim at a class instead of away from the label.",
         ),
-        _option("--queries", default=None, type=click.IntRange(1), help="Of autoattack: Square's."),
+        _option(
+            "--queries",
+            default=None,
+            type=click.IntRange(1),
+            help="Of autoattack and -stochastic: Square's (square itself: --attack-steps).",
+        ),
         _option(
             "--calls",
-            default=2000,
+            default=None,
             type=click.IntRange(1),
-            help="Of strongest: network calls an image.",
+            help="Of strongest: network calls an image (default: 2000).",
         ),
         _option(
             "--chunk",
