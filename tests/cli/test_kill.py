@@ -28,7 +28,12 @@ def test_sigkill_and_continue(tmp_path):
     killed = start(tmp_path / "run")
     shards = tmp_path / "run" / "shards"
     deadline = time.monotonic() + 120
-    while not (shards.is_dir() and len(list(shards.glob("0*.safetensors"))) >= 2):
+
+    def inside_the_third():
+        done = len(list(shards.glob("0*.safetensors"))) >= 2
+        return done and any(shards.glob("*.journal"))
+
+    while not inside_the_third():
         assert time.monotonic() < deadline
         assert killed.poll() is None, "finished before it could be killed"
         time.sleep(0.005)
@@ -38,4 +43,5 @@ def test_sigkill_and_continue(tmp_path):
     assert 2 <= finished < 6
     assert not (tmp_path / "run" / "card.json").exists()
     assert start(tmp_path / "run").wait(120) == 0
+    assert not list((tmp_path / "run").rglob("*.journal"))
     assert card(tmp_path / "run") == card(tmp_path / "whole")

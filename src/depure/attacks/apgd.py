@@ -19,7 +19,7 @@ from depure.attacks.expected import (
     Expected,
     distinct_draws,
     expected_grad,
-    rows_at_once,
+    sampled_logits,
 )  # fmt: skip
 from depure.attacks.losses import LOSSES, dlr_targeted, pair
 from depure.attacks.model import Model
@@ -216,13 +216,7 @@ class _Task:
 
     def logits(self, x: Tensor, noise: Noise, draws: int) -> Tensor:
         """Logits (B, draws, K); one draw if all would be the same."""
-        draws = distinct_draws(self.model.stages, noise, draws)
-        rows, images = noise.draws(draws), x.repeat_interleave(draws, 0)
-        size = self.attack.chunk or rows_at_once(x)
-        parts = [slice(a, a + size) for a in range(0, len(images), size)]
-        with torch.no_grad():
-            logits = torch.cat([self.model(images[p], rows[p]) for p in parts])
-        return logits.view(len(x), draws, -1)
+        return sampled_logits(self.model, x, noise, draws, self.attack.chunk)
 
     def judged(self, x: Tensor) -> _Proposals:
         """Accuracy and untargeted loss of proposals, on the same draws whoever proposes."""

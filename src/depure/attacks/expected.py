@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from depure.attacks.journal import recalled
 from depure.attacks.losses import Loss
 from depure.attacks.model import Model, WithTerm
 from depure.noise import Noise
@@ -49,7 +50,7 @@ def expected_grad(
     """Gradient of a loss in expectation over the noise (EoT; Athalye et al., 1707.07397).
 
     Images x draws are one long batch, run `chunk` rows at a time; neither the chunk nor the
-    images beside an image change its result beyond float rounding.
+    images beside an image change its result beyond float rounding. An open `journal` records it.
 
     Args:
         model: the defence; a `WithTerm` adds its term, draw by draw, to the loss.
@@ -65,8 +66,28 @@ def expected_grad(
     """
     draws = distinct_draws(model.stages, noise, draws)
     chunk = rows_at_once(x) if chunk is None else chunk
+    labels = y if labels is None else labels
+    if isinstance(model, WithTerm):
+        model.used = True
+    return Expected(*recalled(
+        f"grad {draws} {average}", (x, y, labels, noise.keys),
+        lambda: _expected(model, x, y, loss, noise, draws, average, chunk, labels),
+    ))  # fmt: skip
+
+
+def _expected(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    loss: Loss,
+    noise: Noise,
+    draws: int,
+    average: Average,
+    chunk: int,
+    labels: Tensor,
+) -> Expected:
     rows = noise.draws(draws) if draws > 1 else noise
-    truth = (y if labels is None else labels).repeat_interleave(draws)
+    truth = labels.repeat_interleave(draws)
     targets = y.repeat_interleave(draws)
     image = torch.arange(len(x), device=x.device).repeat_interleave(draws)
     parts = [slice(a, a + chunk) for a in range(0, len(image), chunk)]
@@ -93,6 +114,27 @@ def expected_grad(
     grad = torch.where(finite.view(-1, 1, 1, 1), grad, 0.0)
     accuracy = _mean((logits.argmax(1) == truth).to(x.dtype), draws)
     return Expected(grad, losses, accuracy, finite)
+
+
+def sampled_logits(
+    model: Model, x: Tensor, noise: Noise, draws: int, chunk: int | None = None
+) -> Tensor:
+    """Logits (B, draws, K) without gradients; one draw if all would be the same.
+
+    Draw j of image i is row j of `noise.draws(draws)`. An open `journal` records them.
+    """
+    draws = distinct_draws(model.stages, noise, draws)
+    size = rows_at_once(x) if chunk is None else chunk
+
+    def answer() -> tuple[Tensor]:
+        rows = noise.draws(draws) if draws > 1 else noise
+        image = torch.arange(len(x), device=x.device).repeat_interleave(draws)
+        parts = [slice(a, a + size) for a in range(0, len(image), size)]
+        with torch.no_grad():
+            return (torch.cat([model(x[image[p]], rows[p]) for p in parts]),)
+
+    (logits,) = recalled(f"logits {draws}", (x, noise.keys), answer)
+    return logits.view(len(x), draws, -1)
 
 
 def _answer(model: Model, x: Tensor, noise: Noise, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from depure.attacks.base import Attack, Watch
-from depure.attacks.expected import Expected, distinct_draws, expected_grad, rows_at_once
+from depure.attacks.expected import Expected, expected_grad, sampled_logits
 from depure.attacks.halfspace import onto_plane
 from depure.attacks.losses import margin, pair
 from depure.attacks.model import Model
@@ -174,16 +174,9 @@ class _Problem:
     def judge(self, point: Tensor) -> _Judged:
         """Mean logits and the decision, on draws that are the same at every call."""
         noise = self.noise.fold("fab judge")
-        draws = distinct_draws(self.model.stages, noise, self.attack.eot)
-        rows = noise.draws(draws) if draws > 1 else noise
-        image = torch.arange(len(point), device=point.device).repeat_interleave(draws)
-        chunk = self.attack.chunk or rows_at_once(point)
-        parts = [slice(a, a + chunk) for a in range(0, len(image), chunk)]
-        with torch.no_grad():
-            logits = torch.cat([self.model(point[image[p]], rows[p]) for p in parts])
-        right = logits.argmax(1) == self.y[image]
-        mean = logits.view(len(point), draws, -1).mean(1)
-        accuracy = right.to(mean.dtype).view(-1, draws).mean(1)
+        logits = sampled_logits(self.model, point, noise, self.attack.eot, self.attack.chunk)
+        mean = logits.mean(1)
+        accuracy = (logits.argmax(2) == self.y[:, None]).to(mean.dtype).mean(1)
         # A network that breaks down (NaN) has not been fooled.
         adversarial = (accuracy < self.attack.below) & mean.isfinite().all(1)
         return _Judged(mean, margin(mean, self.y), adversarial)

@@ -68,5 +68,4 @@ class WithTerm:
 
     def measured(self, x: Tensor, noise: Noise, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
         """Logits (B, K) and the term (B,)."""
-        self.used = True
         return self.term(x, noise, y, loss)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from depure.attacks.base import Attack, Watch
-from depure.attacks.expected import Average, distinct_draws, expected_grad, rows_at_once
+from depure.attacks.expected import Average, expected_grad, sampled_logits
 from depure.attacks.losses import LOSSES, targeted
 from depure.attacks.model import Model
 from depure.noise import Noise
@@ -98,13 +98,7 @@ class PGD(Attack):
 
     def _targets(self, model: Model, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         noise = noise.fold("target")
-        draws = distinct_draws(model.stages, noise, self.eot)
-        rows, images = noise.draws(draws), x.repeat_interleave(draws, 0)
-        size = self.chunk or rows_at_once(x)
-        parts = [slice(a, a + size) for a in range(0, len(images), size)]
-        with torch.no_grad():
-            logits = torch.cat([model(images[p], rows[p]) for p in parts])
-        mean = logits.view(len(x), draws, -1).mean(1)
+        mean = sampled_logits(model, x, noise, self.eot, self.chunk).mean(1)
         if mean.shape[1] < 2:
             raise ValueError("a targeted attack needs at least 2 classes; the model has 1")
         worst = torch.inf if self.target == "least_likely" else -torch.inf

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from depure.attacks.expected import Expected, distinct_draws, rows_at_once
+from depure.attacks.journal import recalled
 from depure.attacks.losses import margin
 from depure.attacks.model import Model
 from depure.noise import Noise
@@ -37,7 +38,7 @@ def ask(
 
     The N candidates of an image meet the same random numbers, so that their differences are not
     those of the draws. Neither the chunk nor the other images change an answer beyond float
-    rounding.
+    rounding. An open `journal` records it.
 
     Args:
         model: the defence.
@@ -50,9 +51,18 @@ def ask(
     Raises:
         ValueError: if the model has one class only.
     """
+    draws = distinct_draws(model.stages, noise, draws)
+    return Answer(*recalled(
+        f"ask {draws}", (points, y, noise.keys),
+        lambda: _ask(model, points, y, noise, draws, chunk),
+    ))  # fmt: skip
+
+
+def _ask(
+    model: Model, points: Tensor, y: Tensor, noise: Noise, draws: int, chunk: int | None
+) -> Answer:
     images, candidates = points.shape[:2]
     flat = points.flatten(0, 1)
-    draws = distinct_draws(model.stages, noise, draws)
     rows = noise.draws(draws) if draws > 1 else noise
     chunk = rows_at_once(flat) if chunk is None else chunk
     place = torch.arange(images * candidates).view(images, 1, candidates)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 
 from depure.attacks.base import Attack
 from depure.attacks.expected import distinct_draws
+from depure.attacks.journal import journal
 from depure.data.images import Images
 from depure.evaluation import statistics
 from depure.evaluation.certificate import Certificate
@@ -44,14 +47,21 @@ class Trial:
     seed: int
     batch: int
     device: torch.device
+    folder: Path | None = None  # where attacks keep their journals
 
     def all_known(self) -> bool:
         """Whether all draws of the noise coincide."""
         base = base_noise(self.model, self.images.index[:1], self.threat, self.seed)
         return distinct_draws(self.model.stages, base, 2) == 1
 
-    def robust(self, attack: Attack, images: Images, source: Defended | None = None) -> Any:
-        """Correctness (n, R) under the judge's draws of images attacked anew.
+    def journals(self) -> list[Path]:
+        """Journals of attacks that are over or were stopped."""
+        return [] if self.folder is None else list(self.folder.glob("check-*.journal"))
+
+    def robust(
+        self, name: str, attack: Attack, images: Images, source: Defended | None = None
+    ) -> Any:
+        """Correctness (n, R) under the judge's draws of images attacked anew, for a named check.
 
         `source` is the model attacked, where it is not the defence itself (transfer).
         """
@@ -59,7 +69,9 @@ class Trial:
         x, y = images.x.to(self.device), images.y.to(self.device)
         plain = Noise.of(self.seed, images.index)  # the source has no stages of which to know
         noise = (plain if source else base).fold("attack")
-        x_adv = attack(source or self.model, x, y, self.threat.ball, noise)
+        file = None if self.folder is None else self.folder / f"check-{name}.journal"
+        with nullcontext() if file is None else journal(file):
+            x_adv = attack(source or self.model, x, y, self.threat.ball, noise)
         labels = predict(self.model, x_adv, base.fold("judge"), self.draws, self.batch)
         return (labels == images.y[:, None]).numpy()
 
@@ -87,12 +99,12 @@ def costly_checks(trial: Trial, shard: Shard, images: int) -> list[Check]:
         if stronger is not trial.attack and (field != "eot" or not trial.all_known()):
             value = getattr(trial.attack, field, None)
             what = f"{field} {value} -> {2 * value}" if value else f"{field} of its attacks doubled"
-            gain = statistics.difference(correct, trial.robust(stronger, some))
+            gain = statistics.difference(correct, trial.robust(field, stronger, some))
             found.append(_compare(name, what, gain, len(some)))
     if not isinstance(trial.model.purifier, Identity):
         bare = Defended(Identity(), trial.model.classifier)
         inner = getattr(trial.attack, "attack", trial.attack)  # what a `StandIn` does elsewhere
-        moved = trial.robust(inner, some, bare)
+        moved = trial.robust("transfer", inner, some, bare)
         gain = statistics.difference(correct, moved)
         found.append(_compare("transfer", "from the undefended classifier", gain, len(some)))
     return found

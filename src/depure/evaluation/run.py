@@ -155,8 +155,10 @@ class Evaluation:
                     self.model, rows, self.attack, self.threat, draws=self.draws,
                     seed=self.seed, batch=self.batch, device=self._device(),
                     tick=partial(_tick, report, before, len(rows), total),
+                    memory=(memory := paths[i].with_suffix(".journal")),
                 )  # fmt: skip
                 shard.save(paths[i], cost)
+                memory.unlink(missing_ok=True)
             before += len(rows)
             report(before, total)
 
@@ -200,7 +202,7 @@ class Evaluation:
         draws = int(shard.clean.shape[1])
         trial = Trial(
             self.model, self.images, self.attack, self.threat, draws, self.seed, self.batch,
-            self._device(),
+            self._device(), self.folder,
         )  # fmt: skip
         certificate = self._certificate()
         checks = self._checks(trial, shard, certificate)
@@ -222,6 +224,8 @@ class Evaluation:
         if self.check_images:
             checks += costly_checks(trial, shard, self.check_images)
         write_json(path, {"checks": [asdict(c) for c in checks]})
+        for memory in trial.journals():
+            memory.unlink()
         return checks
 
     def _examples(self, trial: Trial, shard: Shard, count: int = 8) -> None:
@@ -268,7 +272,7 @@ def evaluate(
         draws: fresh draws per image; one is used where all noise is known.
         seed: of all randomness.
         out: run folder; a temporary one, deleted at the end, if omitted.
-        shard_size: images per shard, the unit of interruption.
+        shard_size: images per shard, attacked together; a stopped one goes on inside.
         batch: rows per forward pass when judging.
         check_images: images for the checks that attack again (more steps, more draws,
             transfer); 0 leaves them out.

@@ -106,7 +106,7 @@ def judge_file(
         draws: as the rest, see `evaluate`.
         seed: of all randomness.
         out: run folder; a temporary one, deleted at the end, if omitted.
-        shard_size: images per shard, the unit of interruption.
+        shard_size: images per shard, judged together.
         batch: rows per forward pass.
         title: what a report calls the run.
         command: the command that repeats the run, for the record.

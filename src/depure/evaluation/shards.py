@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from depure.attacks.base import Attack, calls_of_watch
 from depure.attacks.expected import Expected, distinct_draws
+from depure.attacks.journal import journal
 from depure.data.images import Images
 from depure.evaluation.cost import Cost, counted
 from depure.noise import Noise
@@ -101,10 +103,12 @@ def compute_shard(
     batch: int,
     device: torch.device,
     tick: Callable[[float], None] = lambda fraction: None,
+    memory: Path | None = None,
 ) -> tuple[Shard, Cost]:
     """Attack some images and judge them before and after on draws that the attack never used.
 
-    `tick` hears the fraction of the attack's steps done.
+    `tick` hears the fraction of the attack's steps done. The defence's answers to the attack are
+    kept in the file `memory`, so that it goes on after a kill; when the shard is safe, delete it.
     """
     base = base_noise(model, images.index, threat, seed)
     draws = distinct_draws(model.stages, base, draws)
@@ -116,7 +120,8 @@ def compute_shard(
         tick(min(1.0, (iteration + 1) / calls_of_watch(attack)))
 
     with counted(model) as cost:
-        x_adv = attack(model, x, y, threat.ball, base.fold("attack"), watch)
+        with nullcontext() if memory is None else journal(memory, vars(cost)):
+            x_adv = attack(model, x, y, threat.ball, base.fold("attack"), watch)
         judge = base.fold("judge")
         clean = predict(model, x, judge, draws, batch)
         adversarial = predict(model, x_adv, judge, draws, batch)

@@ -32,7 +32,7 @@ _LABELS = {  # path in a card's "setting" -> what a reader calls it, a word of e
     "attack.target": ("Target class", ""),
     "draws": ("Draws asked for", "fresh draws of the noise per image, for judging"),
     "seed": ("Seed", "of all randomness"),
-    "shard_size": ("Images per shard", "unit of interruption; does not change the result"),
+    "shard_size": ("Images per shard", "attacked together; does not change the result"),
 }
 _GROUPS = {"data": "Data", "model": "Defence", "threat": "Attacker", "attack": "Attack"}
 _METHODS = {"PGD": "projected gradient ascent"}

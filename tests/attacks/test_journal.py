@@ -1,0 +1,237 @@
+"""A killed attack, run again with its journal, goes on inside its images: any attack."""
+
+import itertools
+import warnings
+
+import pytest
+import torch
+
+from depure.attacks import (
+    APGD,
+    FAB,
+    LPA,
+    MIPGD,
+    PGD,
+    PPGD,
+    SPSA,
+    DiffAttack,
+    DiffHammer,
+    Ensemble,
+    FeatureDistance,
+    FullIntermediate,
+    LowFrequency,
+    Perceptual,
+    RayS,
+    ReColorAdv,
+    Square,
+    StAdv,
+    StandIn,
+    Transfer,
+    autoattack,
+    strongest,
+)
+from depure.attacks import journal as module
+from depure.attacks.journal import journal, recalled
+from depure.data import digits
+from depure.noise import Noise
+from depure.purify import BPDA, Defended, DiffPure
+from depure.threat import L1, L2, Flow, Linf
+from depure.zoo import load_classifier, load_denoiser
+
+CLASSIFIER = load_classifier("digits")
+PURIFIER = DiffPure(load_denoiser("digits"), steps=2)
+BALL = Linf(0.2)
+FEATURES = Perceptual(FeatureDistance(CLASSIFIER), 0.5)
+
+ATTACKS = {
+    "PGD": (PGD(3, eot=2), BALL),
+    "PGD to a target": (PGD(3, eot=2, target="runner_up", average="logits"), BALL),
+    "MI-PGD": (MIPGD(3, eot=2), BALL),
+    "VR-PGD": (MIPGD(3, eot=2, memory="recursive"), BALL),
+    "APGD": (APGD(5, eot=2, restarts=2), BALL),
+    "APGD L1": (APGD(10, eot=2, shrinking=True), L1(3.0)),
+    "APGD-T": (APGD(3, eot=2, loss="dlr", targets=2), L2(1.0)),
+    "FAB": (FAB(steps=3, targets=2, eot=2), BALL),
+    "DiffAttack": (DiffAttack(PGD(3, eot=2)), BALL),
+    "full-intermediate": (FullIntermediate(PGD(3, eot=2)), BALL),
+    "DiffHammer": (DiffHammer(3, eot=2), BALL),
+    "BPDA": (StandIn(PGD(3, eot=2), Defended(BPDA(PURIFIER), CLASSIFIER), judge_draws=3), BALL),
+    "Square": (Square(steps=5, eot=2), BALL),
+    "RayS": (RayS(steps=6, eot=2), BALL),
+    "SPSA": (SPSA(steps=3, samples=2), BALL),
+    "StAdv": (StAdv(3, eot=2), Flow(0.05)),
+    "ReColorAdv": (ReColorAdv(3, eot=2), BALL),
+    "LF": (LowFrequency(3, eot=2, kernels=(5, 3)), BALL),
+    "PPGD": (PPGD(3, eot=2, conjugate=2), FEATURES),
+    "LPA": (LPA(2, rounds=2, eot=2), FEATURES),
+    "cascade": (autoattack("stochastic", BALL, steps=5, queries=3, eot=2), BALL),
+    "fixed": (autoattack("fixed", BALL, steps=5, queries=3, eot=2), BALL),
+    "strongest": (strongest(200, BALL, CLASSIFIER), BALL),
+    "ensemble": (Ensemble((PGD(2, eot=2), APGD(5, eot=2)), judge_draws=3), BALL),
+}
+
+
+class Killed(Exception):
+    pass
+
+
+class Mortal(Defended):
+    """Dies at a call of the classifier; counts the images that it sees until then."""
+
+    def __init__(self, dies_at=None):
+        super().__init__(PURIFIER, CLASSIFIER)
+        self.dies_at, self.calls, self.tally = dies_at, 0, {"images": 0, "seconds": 0.0}
+
+    def _hear(self, images):
+        if self.calls == self.dies_at:
+            raise Killed
+        self.calls += 1
+        self.tally["images"] += images
+        self.tally["seconds"] += 0.5
+
+    def forward(self, x, noise):
+        self._hear(len(x))
+        return super().forward(x, noise)
+
+    def trace(self, x, noise):
+        self._hear(len(x))
+        return super().trace(x, noise)
+
+
+def images(n=3):
+    data = digits("test")[slice(0, n)]
+    return data.x, data.y
+
+
+def run(name, model, path, n=3):
+    attack, ball = ATTACKS[name]
+    x, y = images(n)
+    heard = []
+    with journal(path, model.tally):
+        found = attack(
+            model, x, y, ball, Noise.of(0, range(n)), lambda i, seen: heard.append((i, seen.loss))
+        )
+    return found, heard
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_goes_on_where_it_was(name, tmp_path):
+    whole = Mortal()
+    expected, heard = run(name, whole, tmp_path / "whole")
+    for dies_at in {0, whole.calls // 2, whole.calls - 1}:
+        path = tmp_path / f"at {dies_at}"
+        dying, second = Mortal(dies_at), Mortal()
+        with pytest.raises(Killed):
+            run(name, dying, path)
+        again, heard_again = run(name, second, path)
+        assert torch.equal(again, expected)
+        assert [i for i, _ in heard_again] == [i for i, _ in heard]
+        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(heard, heard_again, strict=True))
+        # It pays again at most for the answer that it died in.
+        assert second.tally == whole.tally
+        assert dying.calls + second.calls <= whole.calls + 1
+        last = Mortal()
+        assert torch.equal(run(name, last, path)[0], expected)
+        assert last.calls == 0
+        assert last.tally == whole.tally
+
+
+def test_a_transfer_is_remembered_too(tmp_path):
+    """It asks the bare classifier alone."""
+    calls = 0
+
+    def hear(module, args):
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise Killed
+
+    x, y = images()
+    ask = (Mortal(), x, y, BALL, Noise.of(0, range(3)))
+    attack = Transfer(APGD(8), CLASSIFIER)
+    expected = attack(*ask)
+    handle = CLASSIFIER.register_forward_pre_hook(hear)
+    try:
+        with pytest.raises(Killed), journal(tmp_path / "j"):
+            attack(*ask)
+        with journal(tmp_path / "j"):
+            assert torch.equal(attack(*ask), expected)
+        whole = calls - 1
+        with journal(tmp_path / "j"):
+            attack(*ask)
+    finally:
+        handle.remove()
+    assert calls - 1 == whole == 11  # the start, 8 steps, and two judged
+
+
+def test_another_question_is_answered_afresh(tmp_path):
+    path = tmp_path / "j"
+    run("PGD", Mortal(), path)
+    plain = run("PGD", Mortal(), tmp_path / "other", 2)[0]
+    other = Mortal()
+    assert torch.equal(run("PGD", other, path, 2)[0], plain)
+    assert other.calls > 0
+    assert (tmp_path / "other").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "nonsense", "length", "empty"])
+def test_damage_costs_only_what_comes_after_it(harm, tmp_path):
+    path = tmp_path / "j"
+    expected = run("PGD", Mortal(), path)[0]
+    good = path.read_bytes()
+    middle = len(good) // 2
+    path.write_bytes({
+        "cut": good[:middle],
+        "flip": good[:60] + b"\xff\xff" + good[62:],
+        "nonsense": b"nonsense" * 100,
+        "length": b"\xff" * 8 + good[8:],
+        "empty": b"",
+    }[harm])  # fmt: skip
+    model = Mortal()
+    assert torch.equal(run("PGD", model, path)[0], expected)
+    assert path.read_bytes() == good
+    assert (model.calls < 3) == (harm == "cut")
+
+
+def test_a_full_disk_stops_the_journal_and_not_the_attack(tmp_path):
+    expected = run("PGD", Mortal(), tmp_path / "j")[0]
+    with pytest.warns(UserWarning, match="journal .* cannot be written"):
+        found = run("PGD", Mortal(), tmp_path / "no folder" / "j")[0]
+    assert torch.equal(found, expected)
+
+
+def test_a_journal_has_a_largest_size(tmp_path, monkeypatch):
+    expected = run("PGD", Mortal(), tmp_path / "j")[0]
+    size = (tmp_path / "j").stat().st_size
+    monkeypatch.setattr(module, "_LARGEST", size * 2 // 3)
+    run("PGD", Mortal(), tmp_path / "small")
+    assert 0 < (tmp_path / "small").stat().st_size <= size * 2 // 3
+    again = Mortal()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(run("PGD", again, tmp_path / "small")[0], expected)
+    assert 0 < again.calls < 3
+
+
+def test_the_kind_of_a_question_and_dtypes_and_shapes_tell_questions_apart(tmp_path):
+    one = torch.ones(4)
+    asked = [
+        ("a", (one,)),
+        ("b", (one,)),
+        ("b", (one.double(),)),
+        ("b", (one.view(2, 2),)),
+        ("b", (one, one)),
+    ]
+    for known, other in itertools.pairwise(asked):
+        path = tmp_path / "j"
+        path.unlink(missing_ok=True)
+        with journal(path):
+            recalled(*known, lambda: (torch.zeros(1),))
+        with journal(path):
+            assert recalled(*known, lambda: (torch.ones(1),))[0].item() == 0
+        with journal(path):
+            assert recalled(*other, lambda: (torch.ones(1),))[0].item() == 1
+
+
+def test_without_a_journal_nothing_is_kept():
+    assert recalled("a", (torch.ones(1),), lambda: (torch.ones(1),))[0].item() == 1
