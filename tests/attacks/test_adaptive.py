@@ -4,6 +4,7 @@ from torch import nn
 
 from depure.attacks import PGD, Transfer
 from depure.attacks.adaptive import MIPGD, DiffHammer, StandIn, weighted
+from depure.attacks.queries import ask
 from depure.noise import Noise
 from depure.threat import L2, Linf
 
@@ -153,7 +154,7 @@ def test_calls_are_those_promised():
     ):
         model = Shaky()
         attack(model, x, y, Linf(0.1), noise)
-        assert model.calls == 3 * calls
+        assert model.calls == 3 * (calls + 2 * 20)  # and 20 draws of two proposals
 
 
 @pytest.mark.parametrize(
@@ -266,3 +267,25 @@ def test_errors():
             kind(**settings)
     with pytest.raises(ValueError, match="make the source from the same purifier"):
         StandIn(PGD(), Shaky())(Shaky(0), x, y, Linf(0.1), noise)
+
+
+class Lucky(nn.Module):
+    """Right with a chance that falls with the image's brightness; draws decide alone."""
+
+    stages = ("a",)
+
+    def forward(self, x, noise):
+        u = noise.uniform("a", 0, x[:, 0, 0, :1])[:, 0]
+        margin = 2.0 * (u > 1.0 - x.flatten(1).mean(1)).to(x) - 1.0 + 1e-3 * x.flatten(1).sum(1)
+        return torch.stack([-margin, margin], 1)
+
+
+def test_the_last_iterate_is_proposed_where_the_best_was_lucky():
+    """Steps raise the chance to be wrong; with a draw each, an early one looks best as often."""
+    x, y = torch.full((64, *SHAPE), 0.2, dtype=DOUBLE), torch.zeros(64, dtype=torch.int64)
+    noise = Noise.of(0, range(64))
+    found = MIPGD(steps=8, eot=1, step_size=0.05)(Lucky(), x, y, Linf(0.4), noise)
+    brightness = found.flatten(1).mean(1)
+    assert (brightness > 0.59).double().mean() > 0.9
+    fresh = ask(Lucky(), torch.stack([x, found], 1), y, noise.fold("fresh"), 200).accuracy.mean(0)
+    torch.testing.assert_close(fresh, torch.tensor([0.8, 0.4], dtype=DOUBLE), atol=0.02, rtol=0)

@@ -202,7 +202,14 @@ def test_parameters_without_a_finite_gradient_rest_whatever_the_penalty():
         loss = torch.full((2,), float(i), dtype=DOUBLE)
         return Expected(0 * images, loss, 0 * loss, torch.tensor([True, False]))
 
-    search = Search(lambda p: p, lambda p: p, lambda p: p.flatten(1).sum(1), measure, 0.1)
+    search = Search(
+        lambda p: p,
+        lambda p: p,
+        lambda p: p.flatten(1).sum(1),
+        measure,
+        lambda best, last: best,
+        0.1,
+    )
     x = torch.full((2, 1, 2, 2), 0.9, dtype=DOUBLE)
     found = search.run(x, 3, None)
     torch.testing.assert_close(found[0], x[0] - 0.3)

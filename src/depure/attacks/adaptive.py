@@ -17,7 +17,7 @@ from depure.attacks.expected import Expected, distinct_draws, expected_grad
 from depure.attacks.losses import LOSSES
 from depure.attacks.model import Model
 from depure.attacks.queries import ask, check_counts
-from depure.attacks.search import Best, check_search
+from depure.attacks.search import Best, check_search, settled
 from depure.noise import Noise
 from depure.threat import Ball
 
@@ -130,7 +130,8 @@ class _Walk(Attack):
             there = ball.project(here + step * ball.ascend(grad), x)
             here = pick(moves, there, here)
         last = direction(self.steps, here)[0]
-        return (Best(here, last) if best is None else best.improved(here, last)).x
+        best = Best(here, last) if best is None else best.improved(here, last)
+        return settled(self, model, best.x, here, y, noise)
 
     @abstractmethod
     def _direction(
@@ -164,7 +165,7 @@ class DiffHammer(_Walk):
     every draw has its exact gradient, which costs `eot` full gradients an iteration and is
     right for any defence. There, the loop never updates the direction that weights depend on; here
     it does. The proposal is the iterate of lowest mean accuracy (largest mean margin among
-    equals). `steps + 1` times `eot` gradients.
+    equals), or the last, see `settled`. `steps + 1` times `eot` gradients, and 2 x 20 queries.
 
     Args:
         steps: iterations.
@@ -254,7 +255,8 @@ class MIPGD(_Walk):
       memory is moved by the difference: ``v = g(here) + decay * (v - g(before))``, both g under
       the same draws. For equal calls these are half as many, eot / 2.
 
-    The proposal is the iterate of lowest mean accuracy, of highest mean loss among equals.
+    The proposal is the iterate of lowest mean accuracy (of highest mean loss among equals), or the
+    last, see `settled`: 2 x 20 queries.
 
     Args:
         steps: iterations; `steps + 1` times `eot` gradients.

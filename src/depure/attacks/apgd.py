@@ -15,6 +15,7 @@ from torch import Tensor
 from depure.attacks.base import Attack, Watch
 from depure.attacks.climb import Climb, Control, Halving, Sparse, better, pick, wide
 from depure.attacks.expected import (
+    JUDGE_DRAWS,
     Average,
     Expected,
     distinct_draws,
@@ -25,8 +26,6 @@ from depure.attacks.losses import LOSSES, dlr_targeted, pair
 from depure.attacks.model import Model
 from depure.noise import Noise
 from depure.threat import L1, Ball, Linf
-
-_JUDGE_DRAWS = 20  # at least so many draws choose among the proposals (Fixed-AutoAttack's number)
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,7 @@ class _Task:
 
     def judged(self, x: Tensor) -> _Proposals:
         """Accuracy and untargeted loss of proposals, on the same draws whoever proposes."""
-        logits = self.logits(x, self.noise.fold("apgd judge"), max(self.attack.eot, _JUDGE_DRAWS))
+        logits = self.logits(x, self.noise.fold("apgd judge"), max(self.attack.eot, JUDGE_DRAWS))
         labels = self.y[:, None].expand(logits.shape[:2]).flatten()
         loss = LOSSES[self.attack.loss](logits.flatten(0, 1), labels).view(logits.shape[:2])
         accuracy = (logits.argmax(2) == self.y[:, None]).to(x.dtype)

@@ -18,6 +18,7 @@ from depure.attacks.ensemble import (
     Score,
     check_members,
 )
+from depure.attacks.expected import JUDGE_DRAWS
 from depure.attacks.fab import FAB
 from depure.attacks.model import Model
 from depure.attacks.pgd import PGD
@@ -29,7 +30,6 @@ from depure.threat import L1, Ball, Linf
 Version = Literal["standard", "rand", "stochastic", "fixed"]
 
 _QUERIES = 5000  # Square's, as published
-_JUDGE = 20  # draws with which APGD compares its own proposals; eot is no larger here
 _FEWEST = 5  # steps worth an attack
 _LONGEST = 1000  # steps of PGD and Square beyond which nothing is gained
 _RUN = 200  # steps of an APGD run before another start is the better use of calls
@@ -210,7 +210,7 @@ class _Purse:
     def apgd(self, calls: int, loss: str, random: bool | None = None) -> APGD | None:
         """As many runs of 200 steps as there are calls for, or one that is shorter."""
         shrinking = isinstance(self.ball, L1)
-        judge = _JUDGE if (self.random if random is None else random) else 1
+        judge = JUDGE_DRAWS if (self.random if random is None else random) else 1
         _, eot = self.split(calls) if judge > 1 else (0, 1)
         runs = max((calls - judge) // (_RUN * eot + judge), 1)
         steps = ((calls - judge) // runs - judge) // eot - (3 if shrinking else 1)

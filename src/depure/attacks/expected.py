@@ -14,6 +14,7 @@ from depure.attacks.model import Model, WithTerm
 from depure.noise import Noise
 
 Average = Literal["gradients", "logits"]
+JUDGE_DRAWS = 20  # at least so many fresh draws choose among proposals (Fixed-AutoAttack's number)
 
 
 class Expected(NamedTuple):

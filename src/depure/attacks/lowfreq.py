@@ -17,7 +17,7 @@ from depure.attacks.expected import Average
 from depure.attacks.features import Perceptual
 from depure.attacks.model import Model
 from depure.attacks.queries import check_ball
-from depure.attacks.search import Adam, Best, check_search, measured, pull_back
+from depure.attacks.search import Adam, Best, check_search, measured, pull_back, settled
 from depure.noise import Noise
 from depure.threat import Ball, Linf
 
@@ -44,9 +44,9 @@ class LowFrequency(Attack):
     gradient alone, and all gradients have norm 1). Its distance is LPIPS on VGG, of 0.05 at
     most, without the root that `FeatureDistance` takes (0.22, were the weights equal). Left out:
     its loss on differences to local medians, its optional norm penalty, its search over the
-    factor. Added: EoT at each step, the choice of the iterate within the bound that has the
-    lowest mean accuracy (highest mean loss among equals), and the `Linf` ball, to which images
-    are cut as they are made.
+    factor. Added: EoT at each step, the choice between the iterate within the bound that has the
+    lowest mean accuracy (highest mean loss among equals) and the last (see `settled`), and the
+    `Linf` ball, to which images are cut as they are made.
 
     Args:
         steps: iterations.
@@ -113,7 +113,8 @@ class LowFrequency(Attack):
             params = pick(moves, params + form.lr * adam.step(), params)
         with torch.no_grad():
             last = ball.project(form.make(params), x)
-        return best.improved(last, measured(self, model, last, y, noise.fold("lf last"))).x
+        best = best.improved(last, measured(self, model, last, y, noise.fold("lf last")))
+        return settled(self, model, best.x, last, y, noise)
 
 
 def _way_back(ball: Ball, here: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

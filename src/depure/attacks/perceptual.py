@@ -14,7 +14,7 @@ from depure.attacks.expected import Average, rows_at_once
 from depure.attacks.features import FeatureDistance, Perceptual
 from depure.attacks.model import Model
 from depure.attacks.queries import check_ball, check_counts
-from depure.attacks.search import Best, check_search, measured
+from depure.attacks.search import Best, check_search, measured, settled
 from depure.noise import Noise
 from depure.threat import Ball
 
@@ -32,7 +32,7 @@ class PPGD(Attack):
     few steps of conjugate gradients, and then a projection into the bound. Three things differ:
     products with J are exact rather than finite differences; J'J is damped by a thousandth of its
     size along g, since it is singular wherever a network is blind; the proposal is the iterate of
-    lowest mean accuracy, of highest mean loss among equals, rather than the last.
+    lowest mean accuracy (of highest mean loss among equals) or the last, see `settled`.
 
     Args:
         steps: iterations; `steps + 1` gradients of the model.
@@ -92,7 +92,7 @@ class PPGD(Attack):
             here = pick(moves, ball.project(pick(moves, here + move, here), x), here)
             seen = measured(self, model, here, y, noise.fold("ppgd", i + 1))
             best = best.improved(here, seen)
-        return best.x
+        return settled(self, model, best.x, here, y, noise)
 
 
 def steepest(
@@ -162,7 +162,8 @@ class LPA(Attack):
     over a round; after a round, lambda grows tenfold for images outside the bound. Published
     rounds end at the first success, which one draw may be by luck: here all steps are taken, and
     among the iterates within the bound, the projected last one and the image itself, the one of
-    lowest mean accuracy is proposed, of highest mean loss among equals.
+    lowest mean accuracy is proposed (of highest mean loss among equals), or the last, see
+    `settled`.
 
     Args:
         steps: iterations of a round; there are `steps * rounds` in all, one gradient each.
@@ -227,7 +228,8 @@ class LPA(Attack):
                 far = ball.apart(here, x) > ball.eps
                 weight = torch.where(far, 10.0 * weight, weight)
         last = ball.project(here, x)
-        return best.improved(last, measured(self, model, last, y, noise.fold("lpa last"))).x
+        best = best.improved(last, measured(self, model, last, y, noise.fold("lpa last")))
+        return settled(self, model, best.x, last, y, noise)
 
 
 def _slope(ball: Perceptual, here: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

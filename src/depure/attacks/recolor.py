@@ -15,7 +15,7 @@ from depure.attacks.base import Attack, Watch
 from depure.attacks.expected import Average, Expected
 from depure.attacks.model import Model
 from depure.attacks.queries import check_ball, check_counts
-from depure.attacks.search import Search, check_search, measured, variation
+from depure.attacks.search import Search, check_search, measured, settled, variation
 from depure.noise import Noise
 from depure.threat import Ball, Linf
 
@@ -34,7 +34,8 @@ class ReColorAdv(Attack):
     Adam climbs the loss less `smooth` times the total variation of the change over the grid, each
     neighbour counted from both sides. The gradient is EoT's at the recoloured image, pulled back
     through the recolouring by the chain rule. The proposal is the iterate of lowest mean
-    accuracy, of highest mean loss among equals. `steps + 1` gradients.
+    accuracy (of highest mean loss among equals), or the last, see `settled`. `steps + 1`
+    gradients.
 
     Args:
         steps: iterations.
@@ -104,9 +105,12 @@ class ReColorAdv(Attack):
         def measure(i: int, images: Tensor) -> Expected:
             return measured(self, model, images, y, noise.fold("recolor", i))
 
+        def settle(best: Tensor, last: Tensor) -> Tensor:
+            return settled(self, model, best, last, y, noise)
+
         search = Search(
             colouring(x, self.resolution), partial(_bounded, colours=colours, eps=ball.eps),
-            lambda c: self.smooth * variation(c), measure, self.lr,
+            lambda c: self.smooth * variation(c), measure, settle, self.lr,
         )  # fmt: skip
         return ball.project(search.run(change, self.steps, watch), x)  # up to rounding: no change
 

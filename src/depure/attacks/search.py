@@ -12,10 +12,10 @@ from torch import Tensor
 
 from depure.attacks.base import Attack, Watch
 from depure.attacks.climb import better, pick
-from depure.attacks.expected import Average, Expected, expected_grad
+from depure.attacks.expected import JUDGE_DRAWS, Average, Expected, expected_grad
 from depure.attacks.losses import LOSSES
 from depure.attacks.model import Model
-from depure.attacks.queries import check_counts
+from depure.attacks.queries import ask, check_counts, is_random
 from depure.noise import Noise
 
 _BETAS = (0.9, 0.999)
@@ -39,6 +39,23 @@ def measured(attack: Attack, model: Model, x: Tensor, y: Tensor, noise: Noise) -
     return expected_grad(model, x, y, LOSSES[loss], noise, eot, average=average, chunk=chunk)
 
 
+def settled(
+    attack: Attack, model: Model, best: Tensor, last: Tensor, y: Tensor, noise: Noise
+) -> Tensor:
+    """The best iterate or the last one, whichever does better on fresh draws common to both.
+
+    The best of many was chosen on the few draws that it met, and may owe more to luck than the
+    last, which has had the most steps. They are compared as others are: mean accuracy, then mean
+    margin, on 20 draws or `eot`, if that is more. If nothing is random, the best is the best.
+    """
+    if not is_random(model, noise):
+        return best
+    draws, chunk = max(JUDGE_DRAWS, getattr(attack, "eot", 1)), getattr(attack, "chunk", None)
+    answer = ask(model, torch.stack([best, last], 1), y, noise.fold("settle"), draws, chunk)
+    (old, new), (low, high) = answer.accuracy.unbind(1), answer.margin.unbind(1)
+    return pick(better(new, high, old, low), last, best)
+
+
 @dataclass(frozen=True, eq=False)
 class Search:
     """Ascent on parameters of an image change, each image with an Adam of its own.
@@ -48,6 +65,7 @@ class Search:
         project: parameters into their bound.
         penalty: parameters to what is taken off the loss, (B,).
         measure: iteration and images to their loss and gradient.
+        settle: the best and the last images to those proposed, see `settled`.
         lr: learning rate, a number or one for each parameter.
     """
 
@@ -55,6 +73,7 @@ class Search:
     project: Callable[[Tensor], Tensor]
     penalty: Callable[[Tensor], Tensor]
     measure: Callable[[int, Tensor], Expected]
+    settle: Callable[[Tensor, Tensor], Tensor]
     lr: float | Tensor
 
     def images(self, params: Tensor) -> Tensor:
@@ -63,7 +82,7 @@ class Search:
             return self.make(params).clamp(0.0, 1.0)
 
     def run(self, params: Tensor, steps: int, watch: Watch | None) -> Tensor:
-        """The best images (B, C, H, W) of `steps` steps from these parameters."""
+        """The images (B, C, H, W) proposed after `steps` steps from these parameters."""
         adam, here = Adam.like(params), self.images(params)
         seen = self.measure(0, here)
         best = Best(here, seen)
@@ -77,7 +96,7 @@ class Search:
             here = self.images(params)
             seen = self.measure(i + 1, here)
             best = best.improved(here, seen)
-        return best.x
+        return self.settle(best.x, here)
 
 
 def pull_back(

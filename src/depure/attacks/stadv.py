@@ -12,7 +12,7 @@ from depure.attacks.base import Attack, Watch
 from depure.attacks.expected import Average, Expected
 from depure.attacks.model import Model
 from depure.attacks.queries import check_ball
-from depure.attacks.search import Search, check_search, measured, variation
+from depure.attacks.search import Search, check_search, measured, settled, variation
 from depure.noise import Noise
 from depure.threat import Ball, Flow
 
@@ -30,7 +30,8 @@ class StAdv(Attack):
     Adam climbs the loss less `smooth` times the flow's total variation (1801.02612, eq. 4, each
     neighbour counted from both sides). The gradient is EoT's at the bent image, pulled back
     through the bending by the chain rule: exact, for any number of draws. The proposal is the
-    iterate of lowest mean accuracy, of highest mean loss among equals. `steps + 1` gradients.
+    iterate of lowest mean accuracy (of highest mean loss among equals), or the last, see `settled`.
+    `steps + 1` gradients.
 
     Args:
         steps: iterations.
@@ -86,9 +87,12 @@ class StAdv(Attack):
         def measure(i: int, images: Tensor) -> Expected:
             return measured(self, model, images, y, noise.fold("stadv", i))
 
+        def settle(best: Tensor, last: Tensor) -> Tensor:
+            return settled(self, model, best, last, y, noise)
+
         search = Search(
             partial(bend, x), lambda f: f.clamp(-eps, eps),
-            lambda f: self.smooth * variation(f), measure, self.lr,
+            lambda f: self.smooth * variation(f), measure, settle, self.lr,
         )  # fmt: skip
         return search.run(flow, self.steps, watch)
 
