@@ -242,7 +242,7 @@ def test_targets_are_the_likeliest_wrong_classes_in_turn():
 
     x, y = torch.zeros(2, 1, 1, 1), torch.tensor([0, 1])
     attack = APGD.targeted(4)
-    aims = _Task(attack, Fixed(), x, y, Linf(0.1), Noise.of(0, range(2))).aims()
+    aims = _Task(attack, Fixed(), x, y, Linf(0.1), Noise.of(0, range(2)), x).aims()
     assert torch.stack([a // 5 for a in aims], 1).tolist() == [[0] * 4, [1] * 4]
     assert torch.stack([a % 5 for a in aims], 1).tolist() == [[2, 1, 3, 4], [3, 2, 4, 0]]
     with pytest.raises(ValueError, match="pass at most targets=4"):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from depure.analysis.common import begin, check_counts, device_of, join, mean_known, slices, tag
 from depure.analysis.store import Array, Arrays, Cells
+from depure.attacks.base import beginning
 from depure.attacks.expected import distinct_draws, rows_at_once
 from depure.attacks.losses import LOSSES
 from depure.attacks.pgd import PGD
@@ -210,10 +211,12 @@ def follow(attack: PGD, model: Defended, images: Images, ball: Ball, noise: Nois
     device = device_of(model, images.x)
     x, y = images.x.to(device), images.y.to(device)
     step = ball.default_step if attack.step_size is None else attack.step_size
-    found = [ball.start(x, noise.fold("start")) if attack.random_start else x]
+    begun, heard = beginning(attack, model, x, y, ball, noise)
+    found = [begun]
 
     def watch(iteration: int, measured: Any) -> None:
-        found.append(ball.project(found[-1] + step * ball.ascend(measured.grad), x))
+        if iteration >= heard:
+            found.append(ball.project(found[-1] + step * ball.ascend(measured.grad), x))
 
     end = attack(model, x, y, ball, noise, watch)
     if not torch.equal(end, found[-1]):

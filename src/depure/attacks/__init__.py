@@ -16,6 +16,7 @@ from depure.attacks.perceptual import LPA, PPGD
 from depure.attacks.pgd import PGD
 from depure.attacks.rays import RayS
 from depure.attacks.recolor import ReColorAdv
+from depure.attacks.scorestart import ScoreStart
 from depure.attacks.spsa import SPSA
 from depure.attacks.square import Square
 from depure.attacks.stadv import StAdv
@@ -44,6 +45,7 @@ __all__ = [
     "Proposal",
     "RayS",
     "ReColorAdv",
+    "ScoreStart",
     "Square",
     "StAdv",
     "StandIn",

@@ -11,7 +11,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from depure.attacks.base import Attack, Watch, calls_of_watch
+from depure.attacks.base import (
+    Attack,
+    Watch,
+    beginning,
+    calls_of_start,
+    calls_of_watch,
+    check_start,
+)
 from depure.attacks.climb import better, pick, wide
 from depure.attacks.expected import Expected, distinct_draws, expected_grad
 from depure.attacks.losses import LOSSES
@@ -103,7 +110,7 @@ class _Walk(Attack):
     @property
     def iterations(self) -> int:
         """How often `watch` is called: also by the attack that it starts from."""
-        return self.steps + (calls_of_watch(self.start) if self.start is not None else 0)
+        return self.steps + calls_of_start(self)
 
     def __call__(
         self,
@@ -115,10 +122,7 @@ class _Walk(Attack):
         watch: Watch | None = None,
     ) -> Tensor:
         """Adversarial images (B, C, H, W); an image with a non-finite gradient stays in place."""
-        here, heard = ball.start(x, noise.fold("walk start")) if self.random_start else x, 0
-        if self.start is not None:
-            here = ball.project(self.start(model, x, y, ball, noise.fold("walk from"), watch), x)
-            heard = calls_of_watch(self.start)
+        here, heard = beginning(self, model, x, y, ball, noise, watch)
         step = ball.default_step if self.step_size is None else self.step_size
         direction, best = self._direction(model, x, y, ball, noise, step), None
         for i in range(self.steps):
@@ -143,10 +147,7 @@ class _Walk(Attack):
         check_search(self)
         if self.step_size is not None and not 0.0 < self.step_size < math.inf:
             raise ValueError(f"step_size must be positive and finite; got {self.step_size}")
-        if self.start is not None and not isinstance(self.start, Attack):
-            raise ValueError(f"start must be an attack or None; got {self.start!r}")
-        if self.start is not None and self.random_start:
-            raise ValueError("start and random_start exclude each other: leave one out")
+        check_start(self)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from depure.attacks.base import Attack, Watch
+from depure.attacks.base import Attack, Watch, beginning, calls_of_start
 from depure.attacks.climb import Climb, Control, Halving, Sparse, better, pick, wide
 from depure.attacks.expected import (
     JUDGE_DRAWS,
@@ -61,6 +61,8 @@ class APGD(Attack):
         average: average the draws' "gradients" or their "logits".
         rho: share of iterations between two checks that must raise the loss, or the step halves.
         random_start: begin on the edge of the ball rather than at the image.
+        start: an attack from whose proposals the first run begins (for each target), whatever
+            `random_start` says, such as `Transfer` or `ScoreStart`.
         shrinking: L1 only, as AutoAttack has it there: 3/10 of the steps in a ball of 3 eps, 3/10
             in one of 2 eps, the rest in the ball itself, each from the best point of the last.
         chunk: rows per forward pass, by the size of the images if None; affects speed and
@@ -83,6 +85,7 @@ class APGD(Attack):
     average: Average = "gradients"
     rho: float = 0.75
     random_start: bool = True
+    start: Attack | None = None
     shrinking: bool = False
     chunk: int | None = None
 
@@ -107,6 +110,8 @@ class APGD(Attack):
                 f"targets are reached with the targeted DLR loss; got loss={self.loss!r}: "
                 f"pass loss='dlr', or targets=0"
             )
+        if self.start is not None and not isinstance(self.start, Attack):
+            raise ValueError(f"start must be an attack or None; got {self.start!r}")
 
     @staticmethod
     def targeted(targets: int = 9) -> APGD:
@@ -115,8 +120,8 @@ class APGD(Attack):
 
     @property
     def iterations(self) -> int:
-        """Iterations of all runs, which is how often `watch` is called."""
-        return self.steps * self.restarts * max(1, self.targets)
+        """How often `watch` is called: by all runs, and the attack that they start from."""
+        return self.steps * self.restarts * max(1, self.targets) + calls_of_start(self)
 
     def __call__(
         self,
@@ -133,9 +138,12 @@ class APGD(Attack):
         """
         if self.shrinking and not isinstance(ball, L1):
             raise ValueError(f"shrinking is for the L1 ball; got {ball}: pass shrinking=False")
-        task = _Task(self, model, x, y, ball, noise)
+        begun, heard = x, 0
+        if self.start is not None:
+            begun, heard = beginning(self, model, x, y, ball, noise, watch)
+        task = _Task(self, model, x, y, ball, noise, begun)
         certain = distinct_draws(model.stages, noise, 2) == 1
-        aims, chosen, trace = task.aims(), task.judged(x), _Trace(watch)
+        aims, chosen, trace = task.aims(), task.judged(x), _Trace(watch, heard)
         for run in range(self.restarts * len(aims)):
             rows = torch.arange(len(x), device=x.device)
             if run and certain:  # the first run is for all: its trace shows every image
@@ -177,8 +185,8 @@ class _Proposals(NamedTuple):
 class _Trace:
     """Tells `watch` of all images, though some may sit out."""
 
-    def __init__(self, watch: Watch | None) -> None:
-        self.watch, self.count = watch, 0
+    def __init__(self, watch: Watch | None, count: int) -> None:
+        self.watch, self.count = watch, count
         self.last: Expected | None = None
 
     def see(self, rows: Tensor, seen: Expected) -> None:
@@ -209,9 +217,11 @@ class _Task:
     y: Tensor
     ball: Ball
     noise: Noise
+    begun: Tensor  # where `attack.start` leads
 
     def of(self, rows: Tensor) -> _Task:
-        return replace(self, x=self.x[rows], y=self.y[rows], noise=self.noise[rows.cpu()])
+        x, y, begun = self.x[rows], self.y[rows], self.begun[rows]
+        return replace(self, x=x, y=y, begun=begun, noise=self.noise[rows.cpu()])
 
     def logits(self, x: Tensor, noise: Noise, draws: int) -> Tensor:
         """Logits (B, draws, K); one draw if all would be the same."""
@@ -265,6 +275,8 @@ class _Task:
 
     def started(self, run: int) -> Tensor:
         """Random points on the edge of the ball, cut to the box; for L1 a projected normal."""
+        if self.attack.start is not None and run % self.attack.restarts == 0:
+            return self.begun
         if not self.attack.random_start:
             return self.x
         noise, x = self.noise.fold("apgd start", run), self.x

@@ -39,3 +39,46 @@ class Attack(ABC):
 def calls_of_watch(attack: Attack) -> int:
     """How often an attack calls its watch."""
     return int(getattr(attack, "iterations", getattr(attack, "steps", 1)))
+
+
+class Started(Protocol):
+    """Settings of an attack that walks from a point of the ball."""
+
+    @property
+    def start(self) -> Attack | None:
+        """An attack from whose proposals to begin."""
+
+    @property
+    def random_start(self) -> bool:
+        """Whether to begin at a random point of the ball rather than at the image."""
+
+
+def beginning(
+    attack: Started,
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    ball: Ball,
+    noise: Noise,
+    watch: Watch | None = None,
+) -> tuple[Tensor, int]:
+    """Where an attack begins (B, C, H, W), and how often its watch has been called by then."""
+    if attack.start is not None:
+        found = attack.start(model, x, y, ball, noise.fold("from"), watch)
+        return ball.project(found, x), calls_of_watch(attack.start)
+    return ball.start(x, noise.fold("start")) if attack.random_start else x, 0
+
+
+def calls_of_start(attack: Started) -> int:
+    """How often the attack that another starts from calls the watch."""
+    return 0 if attack.start is None else calls_of_watch(attack.start)
+
+
+def check_start(attack: Started) -> None:
+    """Raise ValueError unless `start` is an attack that is not asked to start somewhere else."""
+    if attack.start is None:
+        return
+    if not isinstance(attack.start, Attack):
+        raise ValueError(f"start must be an attack or None; got {attack.start!r}")
+    if attack.random_start:
+        raise ValueError("start and random_start exclude each other: leave one out")

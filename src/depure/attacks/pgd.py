@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from depure.attacks.base import Attack, Watch
+from depure.attacks.base import Attack, Watch, beginning, calls_of_start, check_start
 from depure.attacks.expected import Average, expected_grad, sampled_logits
 from depure.attacks.losses import LOSSES, targeted
 from depure.attacks.model import Model
@@ -34,6 +34,7 @@ class PGD(Attack):
         random_start: begin at a random point of the ball rather than at the image.
         target: None, or the class to reach: the "runner_up" or "least_likely" wrong class by
             the mean logits on the clean image.
+        start: an attack from whose proposals to begin, such as `Transfer` or `ScoreStart`.
         chunk: rows per forward pass, by the size of the images if None; affects speed and
             memory only.
     """
@@ -45,6 +46,7 @@ class PGD(Attack):
     loss: str = "ce"
     random_start: bool = False
     target: Target | None = None
+    start: Attack | None = None
     chunk: int | None = None
 
     def __post_init__(self) -> None:
@@ -65,6 +67,13 @@ class PGD(Attack):
                     f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}"
                 )
 
+        check_start(self)
+
+    @property
+    def iterations(self) -> int:
+        """How often `watch` is called: also by the attack that it starts from."""
+        return self.steps + calls_of_start(self)
+
     @staticmethod
     def strong() -> PGD:
         """PGD200+EoT20 as ADDT runs it: the step size unchanged (Lee & Kim and ADBM take 0.007)."""
@@ -84,7 +93,7 @@ class PGD(Attack):
         if self.target is not None:
             loss, aim = targeted(loss), self._targets(model, x, y, noise)
         step = ball.default_step if self.step_size is None else self.step_size
-        x_adv = ball.start(x, noise.fold("start")) if self.random_start else x
+        x_adv, heard = beginning(self, model, x, y, ball, noise, watch)
         for i in range(self.steps):
             fresh = noise.fold("pgd", i)
             measured = expected_grad(
@@ -92,7 +101,7 @@ class PGD(Attack):
                 average=self.average, chunk=self.chunk, labels=y,
             )  # fmt: skip
             if watch is not None:
-                watch(i, measured)
+                watch(heard + i, measured)
             x_adv = ball.project(x_adv + step * ball.ascend(measured.grad), x)
         return x_adv
 

@@ -23,6 +23,7 @@ from depure.attacks import (
     Perceptual,
     RayS,
     ReColorAdv,
+    ScoreStart,
     Square,
     StAdv,
     StandIn,
@@ -76,6 +77,8 @@ def build_attack(
         ValueError: a setting that this attack does not have, or no defence where it needs one.
     """
     _check_own(options)
+    if options["start"] is not None and not hasattr(_PRESETS.get(options["attack"]), "start"):
+        raise ValueError(f"--start does not apply to the attack {options['attack']}: leave it")
     if options["attack"] in _ENSEMBLES:
         return _ensemble(options, model, classes)
     preset: Any = _PRESETS[options["attack"]]
@@ -89,6 +92,8 @@ def build_attack(
     if unknown:
         option = names.get(unknown[0], unknown[0]).replace("_", "-")
         raise ValueError(f"--{option} does not apply to the attack {options['attack']}: leave it")
+    if options["start"] is not None:
+        given["start"] = _start(options, model)
     attack: Attack = replace(preset, **given)
     match options["attack"]:
         case "diffattack":
@@ -110,6 +115,21 @@ def _check_own(options: dict[str, Any]) -> None:
             )
     if options["perceptual_net"] is not None and _ball_name(options) != "perceptual":
         raise ValueError("--perceptual-net is for the perceptual ball: add --ball perceptual")
+
+
+def _start(options: dict[str, Any], model: Defended | None) -> Attack:
+    """An attack that is cheap beside the one that begins where it ends."""
+    if model is None:
+        raise ValueError("--start is for `depure evaluate`: leave it here")
+    match options["start"]:
+        case "score" | "score-along":
+            purifier, along = model.purifier, options["start"] == "score-along"
+            if not isinstance(purifier, DiffPure):
+                raise ValueError(f"--start {options['start']} needs a diffusion model: leave it")
+            return ScoreStart.of(purifier.denoiser, purifier.grid, along=along)
+        case "transfer":
+            return Transfer(PGD(eot=1), model.classifier)
+    return _elsewhere(PGD(eot=1), {**options, "attack": "bpda"}, model)
 
 
 def _elsewhere(attack: Attack, options: dict[str, Any], model: Defended | None) -> Attack:

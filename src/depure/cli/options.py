@@ -286,6 +286,14 @@ attack = _stack(
             default=None,
             help="Begin anywhere in the ball (pgd: no, apgd: on its edge).",
         ),
+        _option(
+            "--start",
+            default=None,
+            type=click.Choice(["transfer", "bpda", "score", "score-along"]),
+            help="Begin where another attack ends: PGD-20 on the bare classifier, PGD-20 past the "
+            "purifier (kept where 150 draws confirm it), one step down or up the diffusion "
+            "model's score.",
+        ),
         _option("--restarts", default=None, type=click.IntRange(1), help="Of apgd and fab."),
         _option(
             "--targets", default=None, type=click.IntRange(1), help="Classes apgd-t and fab try."

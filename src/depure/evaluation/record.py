@@ -25,19 +25,19 @@ SCHEMA = "depure.card/1"
 _SPEED_ONLY = ("chunk",)  # settings that cannot change a result
 
 
-def settings_of(thing: Attack | Ball) -> dict[str, Any]:
+def settings_of(thing: Any) -> dict[str, Any]:
     """A frozen dataclass as data: its class under "name", then its fields that matter."""
-    fields = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing)}  # type: ignore[arg-type]
+    fields = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing)}
     kept = {k: v for k, v in fields.items() if k not in _SPEED_ONLY}
     return {"name": type(thing).__name__, **{k: _plain(v) for k, v in kept.items()}}
 
 
 def _plain(value: Any) -> Any:
-    """Attacks inside attacks, and the classifier of a transfer, as data."""
-    if isinstance(value, Attack):
-        return settings_of(value)
+    """Attacks inside attacks, and the networks that some have, as data."""
     if isinstance(value, nn.Module):
         return {"kind": _kind(value), "weights": fingerprint(value.state_dict())}
+    if dataclasses.is_dataclass(value):
+        return settings_of(value)
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 

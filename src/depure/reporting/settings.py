@@ -29,6 +29,7 @@ _LABELS = {  # path in a card's "setting" -> what a reader calls it, a word of e
     "attack.average": ("EoT averages", "what is averaged over these draws"),
     "attack.loss": ("Loss", "what the attack raises"),
     "attack.random_start": ("Random start", "begins at a random point of the budget"),
+    "attack.start": ("Start", "the attack from whose proposals it begins"),
     "attack.target": ("Target class", ""),
     "draws": ("Draws asked for", "fresh draws of the noise per image, for judging"),
     "seed": ("Seed", "of all randomness"),

@@ -1,0 +1,96 @@
+"""Starts along the score of the diffusion model, which no label and no classifier decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from depure.attacks.base import Attack, Watch
+from depure.attacks.expected import rows_at_once
+from depure.attacks.model import Model
+from depure.attacks.queries import check_counts, told
+from depure.diffusion.denoiser import Denoiser
+from depure.diffusion.grid import Grid, Path
+from depure.noise import Noise
+from depure.threat import Ball
+
+
+@dataclass(frozen=True)
+class ScoreStart(Attack):
+    """To the edge of the ball, along the score or against it: a start for other attacks.
+
+    The image is noised as the purifier noises it, ``x_t = alpha x + sigma z``, and the network's
+    mean estimate of the clean image E[x0 | x_t] is averaged over draws of z. By Tweedie's formula
+    ``E[x0 | x_t] - x = (sigma^2 score(x_t) + sigma z) / alpha``: but for the noise, which averages
+    out, the way from the image to that mean is the smoothed score. Against it lie images that the
+    model finds less likely, which the purifier has to move most; along it, those that it leaves
+    alone. The step is the ball's steepest, of full length.
+
+    It breaks nothing by itself: it tells whether an attack depends on where it starts.
+
+    Args:
+        denoiser: the diffusion model.
+        path: how the purifier noises and where its chain begins, see `ScoreStart.of`.
+        along: up the score, to likelier images, rather than down.
+        draws: of the noise.
+        chunk: rows per forward pass, by the size of the images if None; affects speed and
+            memory only.
+
+    Raises:
+        ValueError: a setting is out of range; at the call, for a ball without steps.
+    """
+
+    denoiser: Denoiser = field(repr=False)
+    path: Path
+    along: bool = False
+    draws: int = 10
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        check_counts(self, "draws")
+
+    @staticmethod
+    def of(denoiser: Denoiser, grid: Grid, *, along: bool = False, draws: int = 10) -> ScoreStart:
+        """At the time to which a purifier noises: `of(purifier.denoiser, purifier.grid)`."""
+        return ScoreStart(denoiser, grid.path(denoiser.schedule), along=along, draws=draws)
+
+    @property
+    def iterations(self) -> int:
+        """`watch` is called once."""
+        return 1
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        ball: Ball,
+        noise: Noise,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """Images (B, C, H, W) on the edge of the ball; neither the defence nor y is asked.
+
+        What the watch hears as loss is the mean square of the way to the estimate.
+        """
+        way = self.way(x, Noise(noise.keys))
+        if watch is not None:
+            loss = way.square().flatten(1).mean(1)
+            watch(0, told(x, loss, torch.ones_like(loss)))
+        finite = way.flatten(1).isfinite().all(1).view(-1, 1, 1, 1)
+        away = torch.where(finite, way if self.along else -way, 0.0)
+        return ball.project(x + ball.eps * ball.ascend(away), x)
+
+    def way(self, x: Tensor, noise: Noise) -> Tensor:
+        """From images in [0, 1] to the mean estimates of the clean image, (B, C, H, W)."""
+        rows, image = noise.fold("score").draws(self.draws), x.repeat_interleave(self.draws, 0)
+        size = rows_at_once(x) if self.chunk is None else self.chunk
+        total = []
+        for a in range(0, len(image), size):
+            part = 2.0 * image[a : a + size] - 1.0
+            z = rows[a : a + size].normal("score", 0, part)
+            noised = self.path.alpha * part + self.path.sigma * z
+            total.append((self.denoiser(noised, self.path.times[0]).x0 - part) / 2.0)
+        return torch.cat(total).view(len(x), self.draws, *x.shape[1:]).mean(1)
