@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from depure.attacks.base import Attack
+from depure.attacks.base import Attack, calls_of_watch
 from depure.attacks.expected import distinct_draws
 from depure.attacks.journal import journal
 from depure.data.images import Images
@@ -84,7 +84,7 @@ def cheap_checks(trial: Trial, shard: Shard, certificate: Certificate) -> list[C
         _logits(trial),
         _ball(trial, shard),
         _finite(shard),
-        *_rises(shard),
+        *_rises(shard, _begins(trial.attack)),
         *_moving_target(shard),
     ]
 
@@ -201,12 +201,21 @@ def _finite(shard: Shard) -> Check:
     return Check("finite", "pass", "every gradient was finite")
 
 
-def _rises(shard: Shard) -> list[Check]:
-    if shard.loss.shape[1] < 2:
+def _begins(attack: Any) -> int:
+    """How many iterations belong to the attack from which this one (or its inner one) starts."""
+    while not hasattr(attack, "start") and isinstance(getattr(attack, "attack", None), Attack):
+        attack = attack.attack
+    start = getattr(attack, "start", None)
+    return calls_of_watch(start) if isinstance(start, Attack) else 0
+
+
+def _rises(shard: Shard, begins: int) -> list[Check]:
+    loss = shard.loss[:, begins:]  # another attack's loss may be another thing
+    if loss.shape[1] < 2:
         return []
-    first, last = (float(shard.loss[:, i].mean()) for i in (0, -1))
+    first, last = (float(loss[:, i].mean()) for i in (0, -1))
     text = f"the attack's mean loss goes from {first:.3g} to {last:.3g}"
-    gain = (shard.loss[:, -1] - shard.loss[:, 0]).double()
+    gain = (loss[:, -1] - loss[:, 0]).double()
     if last > first:
         return [Check("loss rises", "pass", text)]
     error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else float("inf")
