@@ -26,6 +26,9 @@ LONGER = "--attack-steps 50 --eot 5"  # with 20, APGD's schedule has windows of 
 ATTACKS = {
     "PGD": f"--attack pgd {GRADIENT}",
     "PGD, 50 steps": f"--attack pgd {LONGER}",
+    "PGD from transfer": f"--attack pgd --start transfer {GRADIENT}",
+    "PGD from BPDA+EOT": f"--attack pgd --start bpda {GRADIENT}",
+    "PGD from the score": f"--attack pgd --start score {GRADIENT}",
     "MI-PGD": f"--attack mi-pgd {GRADIENT}",
     "VR-PGD": f"--attack vr-pgd {GRADIENT}",
     "APGD-CE": f"--attack apgd-ce {LONGER}",
@@ -48,7 +51,7 @@ ATTACKS = {
     "AutoAttack-fixed": f"--attack autoattack-fixed {LONGER}",
     "AutoAttack-stochastic": f"--attack autoattack-stochastic {GRADIENT} --queries 100",
     "strongest(1000)": "--attack strongest --calls 1000",
-    "SPSA": "--attack spsa --attack-steps 25",  # of 0.01 each; the dearest of all, so the last
+    "SPSA": "--attack spsa --attack-steps 10",  # the dearest of all, so the last
 }
 GENERALISES = (  # the first contains the second: its robust accuracy should not be higher
     ("APGD-CE", "PGD, 50 steps"),

@@ -181,3 +181,14 @@ def test_errors():
     for settings, words in (({"resolution": 1}, "2 to 64"), ({"lr": -1.0}, "lr must be positive")):
         with pytest.raises(ValueError, match=words):
             ReColorAdv(**settings)
+
+
+@pytest.mark.parametrize("eps", [0.06, 0.2])
+def test_the_rate_by_default_is_a_sixth_of_the_bound(eps):
+    x = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    y, noise, settings = torch.tensor([0, 1]), Noise.of(0, range(2)), {"steps": 4, "eot": 1}
+    plain = ReColorAdv(**settings)(Shaky(16), x, y, Linf(eps), noise)
+    assert torch.equal(plain, ReColorAdv(lr=eps / 6, **settings)(Shaky(16), x, y, Linf(eps), noise))
+    assert not torch.equal(
+        plain, ReColorAdv(lr=0.02, **settings)(Shaky(16), x, y, Linf(eps), noise)
+    )

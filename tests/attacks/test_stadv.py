@@ -251,3 +251,14 @@ def test_errors():
             StAdv(**settings)
     with pytest.raises(ValueError, match="eps must be positive"):
         Flow(0.0)
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.2])
+def test_the_rate_by_default_is_a_fifth_of_the_bound(eps):
+    """A step of Adam is about its rate: five reach the bound."""
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    y, noise = torch.tensor([0, 1]), Noise.of(0, range(2))
+    settings = {"steps": 4, "eot": 1, "loss": "ce"}
+    plain = StAdv(**settings)(Shaky(64), x, y, Flow(eps), noise)
+    assert torch.equal(plain, StAdv(lr=eps / 5, **settings)(Shaky(64), x, y, Flow(eps), noise))
+    assert not torch.equal(plain, StAdv(lr=0.07, **settings)(Shaky(64), x, y, Flow(eps), noise))

@@ -167,6 +167,8 @@ def check_search(attack: Attack) -> None:
     check_counts(attack, "steps", "eot")
     for name, open_ in (("lr", True), ("smooth", False)):
         value = getattr(attack, name, 1.0)
+        if value is None and name == "lr":  # the ball's own
+            continue
         if not (0.0 <= value < math.inf) or (open_ and value == 0.0):
             least = "positive" if open_ else "at least 0"
             raise ValueError(f"{name} must be {least} and finite; got {value}")

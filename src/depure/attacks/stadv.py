@@ -25,7 +25,8 @@ class StAdv(Attack):
     them has seen: row "StAdv" of DiffPure's table. It is a ball of its own, `Flow(0.05)`. Both
     components of the flow stay within its eps by projection, as Laidlaw et al. (2006.12655) have
     it, where the first paper has a penalty alone; so the image proposed is a flow's, by
-    construction, and within the bound.
+    construction, and within the bound. The border goes on beyond the image, where the published
+    program fetches black, which its own bound does not see.
 
     Adam climbs the loss less `smooth` times the flow's total variation (1801.02612, eq. 4, each
     neighbour counted from both sides). The gradient is EoT's at the bent image, pulled back
@@ -35,8 +36,10 @@ class StAdv(Attack):
 
     Args:
         steps: iterations.
-        lr: learning rate of Adam, in the units of the bound.
-        smooth: weight of the total variation; 0 is the strongest attack within the bound.
+        lr: learning rate of Adam, in the units of the bound; None takes a fifth of the bound (the
+            published 0.01 at 0.05).
+        smooth: weight of the total variation. Published is 0.0025 / eps (0.05 at 0.05); here the
+            bound alone limits the flow, and 0 is the strongest attack within it.
         eot: draws averaged in every iteration (one, if all noise is known).
         average: average the draws' "gradients" or their "logits".
         loss: "ce", "margin" or "dlr".
@@ -48,13 +51,13 @@ class StAdv(Attack):
         ValueError: a setting is out of range; at the call, for any ball but `Flow`.
 
     Example:
-        >>> StAdv(steps=50).lr
-        0.01
+        >>> StAdv(steps=50).smooth
+        0.0
     """
 
     steps: int = 100
-    lr: float = 0.01
-    smooth: float = 0.05
+    lr: float | None = None
+    smooth: float = 0.0
     eot: int = 20
     average: Average = "gradients"
     loss: str = "margin"
@@ -90,9 +93,10 @@ class StAdv(Attack):
         def settle(best: Tensor, last: Tensor) -> Tensor:
             return settled(self, model, best, last, y, noise)
 
+        lr = eps / 5.0 if self.lr is None else self.lr
         search = Search(
             partial(bend, x), lambda f: f.clamp(-eps, eps),
-            lambda f: self.smooth * variation(f), measure, settle, self.lr,
+            lambda f: self.smooth * variation(f), measure, settle, lr,
         )  # fmt: skip
         return search.run(flow, self.steps, watch)
 
