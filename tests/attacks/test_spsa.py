@@ -115,7 +115,7 @@ def test_known_answer_on_a_linear_classifier(ball, rule):
 
 
 def test_rule_and_rate_by_default():
-    """The published Adam in L-inf, relative to eps; the steepest step of the ball's default size in L2."""
+    """The published Adam in L-inf, relative to eps; the ball's default step in L2."""
     x, y = start(2)
     noise = Noise.of(0, range(2))
     for ball, rule, lr in (
