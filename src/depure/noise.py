@@ -91,6 +91,11 @@ class Noise:
         """Names of the stages that `lock`, `pool` or `mix` hold."""
         return tuple(self._held)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The keys of the rows and of every stage held: with `repr`, all that decides a number."""
+        return (self.keys, *(h.keys for h in self._held.values()))
+
     def is_locked(self, stage: str) -> bool:
         """Whether the stage gives the same numbers whatever is folded or drawn."""
         held = self._held.get(stage)

@@ -1,6 +1,7 @@
 """A killed attack, run again with its journal, goes on inside its images: any attack."""
 
 import itertools
+import time
 import warnings
 
 import pytest
@@ -34,6 +35,8 @@ from depure.attacks import (
 from depure.attacks import journal as module
 from depure.attacks.journal import journal, recalled
 from depure.data import digits
+from depure.diffusion import Straight
+from depure.evaluation.cost import counted
 from depure.noise import Noise
 from depure.purify import BPDA, Defended, DiffPure
 from depure.threat import L1, L2, Flow, Linf
@@ -84,14 +87,14 @@ class Mortal(Defended):
 
     def __init__(self, dies_at=None):
         super().__init__(PURIFIER, CLASSIFIER)
-        self.dies_at, self.calls, self.tally = dies_at, 0, {"images": 0, "seconds": 0.0}
+        self.dies_at, self.calls, self.tally = dies_at, 0, {"images": 0, "halves": 0.0}
 
     def _hear(self, images):
         if self.calls == self.dies_at:
             raise Killed
         self.calls += 1
         self.tally["images"] += images
-        self.tally["seconds"] += 0.5
+        self.tally["halves"] += 0.5
 
     def forward(self, x, noise):
         self._hear(len(x))
@@ -178,7 +181,7 @@ def test_another_question_is_answered_afresh(tmp_path):
     assert (tmp_path / "other").read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "nonsense", "length", "empty"])
+@pytest.mark.parametrize("harm", ["cut", "flip", "answer", "nonsense", "length", "empty"])
 def test_damage_costs_only_what_comes_after_it(harm, tmp_path):
     path = tmp_path / "j"
     expected = run("PGD", Mortal(), path)[0]
@@ -187,6 +190,7 @@ def test_damage_costs_only_what_comes_after_it(harm, tmp_path):
     path.write_bytes({
         "cut": good[:middle],
         "flip": good[:60] + b"\xff\xff" + good[62:],
+        "answer": good[:-4] + bytes(4),  # the last gradient, but for its end
         "nonsense": b"nonsense" * 100,
         "length": b"\xff" * 8 + good[8:],
         "empty": b"",
@@ -194,7 +198,7 @@ def test_damage_costs_only_what_comes_after_it(harm, tmp_path):
     model = Mortal()
     assert torch.equal(run("PGD", model, path)[0], expected)
     assert path.read_bytes() == good
-    assert (model.calls < 3) == (harm == "cut")
+    assert (model.calls < 3) == (harm in ("cut", "answer"))
 
 
 def test_a_full_disk_stops_the_journal_and_not_the_attack(tmp_path):
@@ -218,13 +222,18 @@ def test_a_journal_has_a_largest_size(tmp_path, monkeypatch):
 
 
 def test_the_kind_of_a_question_and_dtypes_and_shapes_tell_questions_apart(tmp_path):
-    one = torch.ones(4)
+    one, noise = torch.ones(4), Noise.of(0, range(2))
     asked = [
-        ("a", (one,)),
-        ("b", (one,)),
-        ("b", (one.double(),)),
-        ("b", (one.view(2, 2),)),
-        ("b", (one, one)),
+        ("a", noise, (one,)),
+        ("b", noise, (one,)),
+        ("b", noise.fold("x"), (one,)),
+        ("b", noise.fold("x").lock("forward"), (one,)),
+        ("b", noise.lock("forward").fold("x"), (one,)),
+        ("b", noise.pool(2, "forward").fold("x"), (one,)),
+        ("b", noise.mix(0.5, "forward").fold("x"), (one,)),
+        ("b", noise, (one.double(),)),
+        ("b", noise, (one.view(2, 2),)),
+        ("b", noise, (one, one)),
     ]
     for known, other in itertools.pairwise(asked):
         path = tmp_path / "j"
@@ -238,4 +247,47 @@ def test_the_kind_of_a_question_and_dtypes_and_shapes_tell_questions_apart(tmp_p
 
 
 def test_without_a_journal_nothing_is_kept():
-    assert recalled("a", (torch.ones(1),), lambda: (torch.ones(1),))[0].item() == 1
+    noise = Noise.of(0, [0])
+    assert recalled("a", noise, (torch.ones(1),), lambda: (torch.ones(1),))[0].item() == 1
+
+
+def test_the_name_of_the_loss_and_the_model_are_part_of_the_question(tmp_path):
+    x, y = images()
+    ask = (x, y, BALL, Noise.of(0, range(3)))
+    straight = Defended(PURIFIER.with_backprop(Straight()), CLASSIFIER)
+    with journal(tmp_path / "j"):
+        PGD(1, eot=1)(straight, *ask)
+    for attack, model in ((PGD(1, eot=1, loss="margin"), straight), (PGD(1, eot=1), Mortal())):
+        expected = attack(model, *ask)
+        with journal(tmp_path / "j"):
+            assert torch.equal(attack(model, *ask), expected)
+
+
+def test_what_a_defence_asks_itself_is_not_recorded(tmp_path):
+    class Asking(Mortal):
+        def forward(self, x, noise):
+            logits = super().forward(x, noise)
+            recalled("inner", noise, (x,), lambda: (torch.zeros(1),))
+            return logits
+
+    x, y = images()
+    ask = (x, y, BALL, Noise.of(0, range(3)))
+    model, again = Asking(), Asking()
+    with journal(tmp_path / "j"):
+        expected = PGD(2, eot=1)(model, *ask)
+    with journal(tmp_path / "j"):
+        assert torch.equal(PGD(2, eot=1)(again, *ask), expected)
+    assert again.calls == 0
+
+
+def test_seconds_are_those_that_the_answers_took(tmp_path):
+    model, x = Mortal(), torch.ones(1)
+
+    def slow():
+        time.sleep(0.2)
+        return (x,)
+
+    for _ in range(2):
+        with counted(model) as cost, journal(tmp_path / "j", vars(cost)):
+            recalled("a", Noise.of(0, [0]), (x,), slow)
+        assert cost.seconds >= 0.2

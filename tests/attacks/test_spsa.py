@@ -124,6 +124,9 @@ def test_rule_and_rate_by_default():
         given = SPSA(steps=3, samples=4, rule=rule, lr=lr)(Curved(), x, y, ball, noise)
         plain = SPSA(steps=3, samples=4)(Curved(), x, y, ball, noise)
         torch.testing.assert_close(plain, given, rtol=0, atol=1e-12)
+    # In L2, eps says nothing of a single pixel.
+    given = SPSA(steps=3, samples=4, rule="adam", lr=0.01)(Curved(), x, y, L2(0.1), noise)
+    assert torch.equal(SPSA(steps=3, samples=4, rule="adam")(Curved(), x, y, L2(0.1), noise), given)
 
 
 def test_first_steps_by_hand():

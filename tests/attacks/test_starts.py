@@ -203,6 +203,8 @@ def test_on_the_command_line():
         found = build_attack(options(f"--start {word} --attack-steps 5"), model)
         assert found.steps == 5
         assert isinstance(found.start, kind)
+        small = build_attack(options(f"--start {word} --chunk 4"), model).start
+        assert getattr(small, "attack", small).chunk == 4
         assert settings_of(found)["start"]["name"] == kind.__name__
     assert build_attack(options("--start score-along"), model).start.along
     assert not build_attack(options("--start score"), model).start.along
@@ -212,6 +214,8 @@ def test_on_the_command_line():
         ("--attack square --start score", "--start does not apply to the attack square"),
         ("--attack strongest --start score", "--start does not apply to the attack strongest"),
         ("--start score --random-start", "exclude each other"),
+        ("--attack apgd-ce --start score --random-start", "exclude each other"),
+        ("--attack transfer --start bpda", "leave one out"),
     ):
         with pytest.raises(ValueError, match=words):
             build_attack(options(line), model)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from depure.attacks import FAB, PGD, StandIn, Transfer, autoattack
+from depure.attacks import FAB, PGD, Ensemble, StandIn, Transfer, autoattack
 from depure.data import Images
 from depure.evaluation import Evaluation, evaluate
 from depure.evaluation.checks import _begins, _doubled
@@ -301,8 +301,42 @@ def test_the_loss_of_a_start_is_not_compared_with_the_attacks(images):
     assert _begins(attack) == 5
     assert _begins(StandIn(attack, MODEL)) == 5
     assert _begins(PGD()) == 0
+    # The transfer from the bare classifier leaves out a start that needs the defence.
+    past = PGD(steps=3, eot=2, start=StandIn(PGD(steps=2), Defended(BPDA(Jitter()), Head())))
+    for one in (past, Ensemble((past, PGD(steps=2)), judge_draws=3)):
+        named = [c["name"] for c in evaluate(MODEL, images, one, THREAT, **SETTINGS).card["checks"]]
+        assert "transfer" in named
     text = next(c["text"] for c in card["checks"] if c["name"] == "loss rises")
     shard = evaluate(MODEL, images, attack, THREAT, **SETTINGS).shard
     assert shard.loss.shape[1] == 9
     first, last = (float(shard.loss[:, i].mean()) for i in (5, 8))
     assert text.startswith(f"the attack's mean loss goes from {first:.3g} to {last:.3g}")
+
+
+def test_journals_that_are_left_over_are_deleted(images, tmp_path):
+    def run():
+        return evaluate(MODEL, images, ATTACK, THREAT, out=tmp_path, **SETTINGS).card
+
+    card = run()
+    for name in ("shards/00002.journal", "check-eot.journal"):
+        (tmp_path / name).write_bytes(b"left over")
+    assert stable(run()) == stable(card)
+    assert not list(tmp_path.rglob("*.journal"))
+
+
+def test_a_run_without_a_folder_keeps_no_journal(images, monkeypatch):
+    def refuse(*args):
+        raise AssertionError
+
+    monkeypatch.setattr("depure.evaluation.shards.journal", refuse)
+    monkeypatch.setattr("depure.evaluation.checks.journal", refuse)
+    evaluate(MODEL, images, ATTACK, THREAT, **SETTINGS)
+
+
+def test_a_source_with_another_gradient_is_another_run(images, tmp_path):
+    """Its answers must not be taken for those of the first."""
+    one = StandIn(PGD(steps=2), Defended(BPDA(Jitter()), Head()))
+    evaluate(MODEL, images, one, THREAT, out=tmp_path, **SETTINGS)
+    other = StandIn(PGD(steps=2), Defended(Jitter(), Head()))
+    with pytest.raises(ValueError, match=r"attack\.source"):
+        evaluate(MODEL, images, other, THREAT, out=tmp_path, **SETTINGS)

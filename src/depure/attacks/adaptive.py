@@ -166,7 +166,8 @@ class DiffHammer(_Walk):
     every draw has its exact gradient, which costs `eot` full gradients an iteration and is
     right for any defence. There, the loop never updates the direction that weights depend on; here
     it does. The proposal is the iterate of lowest mean accuracy (largest mean margin among
-    equals), or the last, see `settled`. `steps + 1` times `eot` gradients, and 2 x 20 queries.
+    equals), or the last, see `settled`. `steps + 1` times `eot` gradients, and 2 x 20
+    queries (2 x `eot`, if more) against a random defence.
 
     Args:
         steps: iterations.
@@ -257,7 +258,7 @@ class MIPGD(_Walk):
       the same draws. For equal calls these are half as many, eot / 2.
 
     The proposal is the iterate of lowest mean accuracy (of highest mean loss among equals), or the
-    last, see `settled`: 2 x 20 queries.
+    last, see `settled`: 2 x 20 queries (2 x `eot`, if more) against a random defence.
 
     Args:
         steps: iterations; `steps + 1` times `eot` gradients.

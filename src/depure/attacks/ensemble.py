@@ -26,8 +26,9 @@ class Proposal(NamedTuple):
     """What a cascade found, and how it came to it.
 
     `accuracy` and `calls` have an entry for the unattacked images and one after each member:
-    accuracy against budget. Accuracies are those by which the cascade chose: the least of several
-    is a lucky one, so they are below what fresh draws will say, and the judge's alone count.
+    accuracy against budget (calls that a `journal` saved are not in it). Accuracies are those by
+    which the cascade chose: the least of several is a lucky one, so they are below what fresh draws
+    will say, and the judge's alone count.
     """
 
     x_adv: Tensor  # (B, C, H, W)

@@ -71,7 +71,7 @@ def expected_grad(
     if isinstance(model, WithTerm):
         model.used = True
     return Expected(*recalled(
-        f"grad {draws} {average}", (x, y, labels, noise.keys),
+        f"grad {draws} {average} {_name(loss)} {_name(model)}", noise, (x, y, labels),
         lambda: _expected(model, x, y, loss, noise, draws, average, chunk, labels),
     ))  # fmt: skip
 
@@ -117,12 +117,18 @@ def _expected(
     return Expected(grad, losses, accuracy, finite)
 
 
+def _name(thing: object) -> str:
+    """What kind of loss or model it is, the same in every process."""
+    return getattr(thing, "__qualname__", type(thing).__qualname__)
+
+
 def sampled_logits(
     model: Model, x: Tensor, noise: Noise, draws: int, chunk: int | None = None
 ) -> Tensor:
     """Logits (B, draws, K) without gradients; one draw if all would be the same.
 
-    Draw j of image i is row j of `noise.draws(draws)`. An open `journal` records them.
+    Draw j of image i is row j of `noise.draws(draws)`; a single draw is that of `noise` itself. An
+    open `journal` records them.
     """
     draws = distinct_draws(model.stages, noise, draws)
     size = rows_at_once(x) if chunk is None else chunk
@@ -134,7 +140,7 @@ def sampled_logits(
         with torch.no_grad():
             return (torch.cat([model(x[image[p]], rows[p]) for p in parts]),)
 
-    (logits,) = recalled(f"logits {draws}", (x, noise.keys), answer)
+    (logits,) = recalled(f"logits {draws} {_name(model)}", noise, (x,), answer)
     return logits.view(len(x), draws, -1)
 
 

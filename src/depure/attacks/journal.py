@@ -9,37 +9,41 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from depure import __version__
+from depure.noise import Noise
 
 _LARGEST = 4 * 2**30  # bytes of a journal; an attack that needs more is remembered that far
-_LENGTH = 8  # bytes that say how long a record is
+_LENGTH, _DIGEST = 8, 32  # bytes that say how long a record is, and of its SHA-256
 
 
 @contextmanager
 def journal(path: Path, tally: dict[str, float] | None = None) -> Iterator[None]:
     """While the block runs, keep a defence's answers in a file, and give those that it holds.
 
-    A record is given only for the question it answers, known by the hash of the images, labels and
-    noise; from the first that differs or is damaged the file is written anew. It may be read by
-    nobody else meanwhile, and is safe to delete at any time; an attack's file is useless once the
-    attack is over. If it cannot be written (a full disk), a warning says so and the attack goes on.
+    A record is given only for the question it answers, known by a hash of images, labels, noise and
+    the names of loss and model; from the first that differs or is damaged the file is written anew.
+    Weights and settings are not hashed: whoever opens a journal sees to it that they are those of
+    last time, as `evaluate` does by the record in its folder. The file is safe to delete at any
+    time, and useless once the attack is over. If it cannot be written (a full disk), a warning says
+    so and the attack goes on.
 
     Args:
         path: the file; made at the first answer.
-        tally: counters that answering moves on, such as network calls and seconds. How far is
-            recorded too, and added when a recorded answer is given.
+        tally: counters that answering moves on, such as network calls. How far is recorded too,
+            and added when a recorded answer is given. "seconds" is kept by the journal: the time
+            that a recorded answer once took.
     """
     book = _Journal(path, {} if tally is None else tally)
     token = _open.set(book)
@@ -51,21 +55,29 @@ def journal(path: Path, tally: dict[str, float] | None = None) -> Iterator[None]
 
 
 def recalled(
-    kind: str, question: Sequence[Tensor], answer: Callable[[], tuple[Tensor, ...]]
+    kind: str, noise: Noise, question: Sequence[Tensor], answer: Callable[[], tuple[Tensor, ...]]
 ) -> tuple[Tensor, ...]:
     """The answer to a question: from the journal that is open, if it is there, or computed.
 
     Args:
-        kind: of the question, with all that decides the answer beside the tensors.
+        kind: of the question, with all that decides the answer beside noise and tensors.
+        noise: under which it is asked.
         question: tensors; the first names the device of the answer.
         answer: computes it.
     """
     book = _open.get()
-    return answer() if book is None else book.answer(kind, question, answer)
+    if book is None:
+        return answer()
+    token = _open.set(None)  # what a defence asks itself on the way is not the attack's question
+    try:
+        key = _key(f"{kind} {noise!r} {question[0].device.type}", (*question, *noise.tensors))
+        return book.answer(key, question[0].device, answer)
+    finally:
+        _open.reset(token)
 
 
 class _Journal:
-    """Records in the order of their questions: a length, then a safetensors file."""
+    """Records in the order of their questions: length and hash of a safetensors file, then it."""
 
     def __init__(self, path: Path, tally: dict[str, float]) -> None:
         self.path, self.tally = path, tally
@@ -74,38 +86,36 @@ class _Journal:
         self.end, self.full = 0, False  # bytes of good records; whether no more are written
 
     def answer(
-        self, kind: str, question: Sequence[Tensor], answer: Callable[[], tuple[Tensor, ...]]
+        self, key: Tensor, device: torch.device, answer: Callable[[], tuple[Tensor, ...]]
     ) -> tuple[Tensor, ...]:
-        key = _key(kind, question)
         if self.old is not None:
             found = self._next(key)
             if found is not None:
-                return tuple(tensor.to(question[0].device) for tensor in found)
+                return tuple(tensor.to(device) for tensor in found)
             self.old.close()
             self.old = None
-        before = dict(self.tally)
+        before, begin = dict(self.tally), time.perf_counter()
         given = answer()
-        moved = [value - before[name] for name, value in self.tally.items()]
-        self._write(key, given, moved)
+        moved = {name: value - before[name] for name, value in self.tally.items()}
+        if "seconds" in moved:
+            moved["seconds"] = time.perf_counter() - begin
+        self._write(key, given, list(moved.values()))
         return given
 
     def _next(self, key: Tensor) -> list[Tensor] | None:
         """The next record's answer, if it is whole and answers this question."""
         assert self.old is not None
         length = int.from_bytes(self.old.read(_LENGTH), "little")
-        blob = self.old.read(min(length, _LARGEST))
-        try:
-            record = load(blob)
-        except (SafetensorError, ValueError, KeyError):
+        digest, blob = self.old.read(_DIGEST), self.old.read(min(length, _LARGEST))
+        if hashlib.sha256(blob).digest() != digest:
             return None
-        if len(blob) < length or not torch.equal(record.pop("key", torch.empty(0)), key):
-            return None
-        moved = record.pop("tally", torch.empty(0)).tolist()
-        if len(moved) != len(self.tally):
+        record = load(blob)
+        moved = record.pop("tally").tolist()
+        if not torch.equal(record.pop("key"), key) or len(moved) != len(self.tally):
             return None
         for name, by in zip(self.tally, moved, strict=True):
             self.tally[name] += type(self.tally[name])(by)
-        self.end += _LENGTH + length
+        self.end += _LENGTH + _DIGEST + length
         return [record[name] for name in sorted(record)]
 
     def _write(self, key: Tensor, given: tuple[Tensor, ...], moved: list[float]) -> None:
@@ -113,16 +123,18 @@ class _Journal:
             return
         tensors = {f"{i}": t.detach().cpu().contiguous().clone() for i, t in enumerate(given)}
         blob = save({**tensors, "key": key, "tally": torch.tensor(moved, dtype=torch.float64)})
-        if self.end + _LENGTH + len(blob) > _LARGEST:
+        head = len(blob).to_bytes(_LENGTH, "little") + hashlib.sha256(blob).digest()
+        if self.end + len(head) + len(blob) > _LARGEST:
             self.full = True
             return
         try:
             if self.new is None:
                 self.path.touch()
                 os.truncate(self.path, self.end)
-                self.new = self.path.open("ab", buffering=0)
-            self.new.write(len(blob).to_bytes(_LENGTH, "little") + blob)
-            self.end += _LENGTH + len(blob)
+                self.new = self.path.open("ab")
+            self.new.write(head + blob)
+            self.new.flush()  # to the system: it outlives this process
+            self.end += len(head) + len(blob)
         except OSError as error:
             self.full = True
             warnings.warn(
@@ -134,7 +146,8 @@ class _Journal:
     def close(self) -> None:
         for file in (self.old, self.new):
             if file is not None:
-                file.close()
+                with suppress(OSError):  # a full disk was warned of when it was written to
+                    file.close()
 
 
 _open: ContextVar[_Journal | None] = ContextVar("journal", default=None)

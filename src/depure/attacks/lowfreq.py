@@ -39,10 +39,10 @@ class LowFrequency(Attack):
     though nothing enforces that (nor does it there).
 
     As in DiffBreak's code: the form of filters and image, kernel sizes and learning rates for
-    CIFAR-10, the margin loss (but a colour spread of 0.1, its filters' default, where its settings
-    for CIFAR-10 have 0.05), steps that reduce the distance as soon as the bound is crossed
+    CIFAR-10, the margin loss, steps that reduce the distance as soon as the bound is crossed
     (there by a factor of 1e8 on the distance and a clipped gradient; here by the distance's
-    gradient alone, and all gradients have norm 1). Its distance is LPIPS on VGG, of 0.05 at
+    gradient alone, and all gradients have norm 1). The colour spread is its filters' default, 0.1;
+    its settings for CIFAR-10 have 0.05. Its distance is LPIPS on VGG, of 0.05 at
     most, without the root that `FeatureDistance` takes (0.22, were the weights equal). Left out:
     its loss on differences to local medians (of weight 0 in its settings), its optional norm
     penalty, its search over the factor. Added: EoT at each step, the choice between the iterate

@@ -35,7 +35,8 @@ class PPGD(Attack):
     lowest mean accuracy (of highest mean loss among equals) or the last, see `settled`.
 
     Args:
-        steps: iterations; `steps + 1` gradients of the model.
+        steps: iterations; `steps + 1` gradients of the model, and 2 x 20 queries to settle, if the
+            defence is random.
         step: length of a step in the distance; None takes 2 eps / steps, as published.
         conjugate: conjugate gradient steps in each, two passes of the comparing network each.
         eot: draws averaged in every iteration (one, if all noise is known).

@@ -53,7 +53,7 @@ def ask(
     """
     draws = distinct_draws(model.stages, noise, draws)
     return Answer(*recalled(
-        f"ask {draws}", (points, y, noise.keys),
+        f"ask {draws} {type(model).__qualname__}", noise, (points, y),
         lambda: _ask(model, points, y, noise, draws, chunk),
     ))  # fmt: skip
 

@@ -35,7 +35,7 @@ class ReColorAdv(Attack):
     neighbour counted from both sides. The gradient is EoT's at the recoloured image, pulled back
     through the recolouring by the chain rule. The proposal is the iterate of lowest mean
     accuracy (of highest mean loss among equals), or the last, see `settled`. `steps + 1`
-    gradients.
+    gradients; 2 x 20 queries to settle, if the defence is random.
 
     Args:
         steps: iterations.

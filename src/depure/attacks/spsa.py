@@ -27,7 +27,7 @@ from depure.threat import L2, Ball, Linf
 
 Rule = Literal["adam", "ascend"]
 
-_ADAM_RATE = 0.01 / (8 / 255)  # of eps: the published 0.01 at 8/255
+_ADAM_RATE, _PUBLISHED = 0.01, 8 / 255  # the published rate, and the eps that it goes with
 _BETAS = (0.9, 0.999)
 _TINY = 1e-8
 _LOOKS = 10  # draws for the trace at each iterate of a random defence: little beside the samples
@@ -50,8 +50,8 @@ class SPSA(Attack):
         samples: sign vectors per iteration, two queries each. 128 is CleverHans's and AdverTorch's
             default; the paper's strongest runs take thousands.
         delta: distance of the queries from the iterate, per pixel.
-        lr: learning rate of Adam (None: 0.32 eps, the published 0.01 at 8/255), or the norm of a
-            steepest step (None: the ball's default, 2/255 at 8/255).
+        lr: learning rate of Adam (None: the published 0.01 at 8/255, in proportion to eps in
+            L-inf), or the norm of a steepest step (None: the ball's default, 2/255 at 8/255).
         rule: "adam" (betas 0.9 and 0.999), "ascend" (the ball's steepest step: the gradient's
             signs in L-inf), or None for Adam in L-inf, as published, and "ascend" in L2, where
             Adam's even steps would end short of the best direction.
@@ -121,8 +121,12 @@ class SPSA(Attack):
 
     def _rule(self, ball: Ball) -> tuple[Rule, float]:
         rule = self.rule or ("adam" if isinstance(ball, Linf) else "ascend")
-        default = _ADAM_RATE * ball.eps if rule == "adam" else ball.default_step
-        return rule, default if self.lr is None else self.lr
+        if self.lr is not None:
+            return rule, self.lr
+        if rule == "ascend":
+            return rule, ball.default_step
+        # A rate is per pixel, as eps is in L-inf alone.
+        return rule, _ADAM_RATE * (ball.eps / _PUBLISHED if isinstance(ball, Linf) else 1.0)
 
     def _gradient(self, model: Model, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The estimate (B, C, H, W): the mean over all sign vectors, some at a time."""

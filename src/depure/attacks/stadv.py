@@ -32,7 +32,7 @@ class StAdv(Attack):
     neighbour counted from both sides). The gradient is EoT's at the bent image, pulled back
     through the bending by the chain rule: exact, for any number of draws. The proposal is the
     iterate of lowest mean accuracy (of highest mean loss among equals), or the last, see `settled`.
-    `steps + 1` gradients.
+    `steps + 1` gradients; 2 x 20 queries to settle, if the defence is random.
 
     Args:
         steps: iterations.

@@ -79,6 +79,13 @@ def build_attack(
     _check_own(options)
     if options["start"] is not None and not hasattr(_PRESETS.get(options["attack"]), "start"):
         raise ValueError(f"--start does not apply to the attack {options['attack']}: leave it")
+    if options["start"] == "bpda" and options["attack"] == "transfer":
+        raise ValueError(
+            "--start bpda goes past the purifier, --attack transfer meets the bare classifier: "
+            "leave one out"
+        )
+    if options["start"] is not None and options["random_start"]:
+        raise ValueError("--start and --random-start exclude each other: leave one out")
     if options["attack"] in _ENSEMBLES:
         return _ensemble(options, model, classes)
     preset: Any = _PRESETS[options["attack"]]
@@ -121,15 +128,17 @@ def _start(options: dict[str, Any], model: Defended | None) -> Attack:
     """An attack that is cheap beside the one that begins where it ends."""
     if model is None:
         raise ValueError("--start is for `depure evaluate`: leave it here")
+    plain = PGD(eot=1, chunk=options["chunk"])
     match options["start"]:
         case "score" | "score-along":
             purifier, along = model.purifier, options["start"] == "score-along"
             if not isinstance(purifier, DiffPure):
                 raise ValueError(f"--start {options['start']} needs a diffusion model: leave it")
-            return ScoreStart.of(purifier.denoiser, purifier.grid, along=along)
+            found = ScoreStart.of(purifier.denoiser, purifier.grid, along=along)
+            return replace(found, chunk=options["chunk"])
         case "transfer":
-            return Transfer(PGD(eot=1), model.classifier)
-    return _elsewhere(PGD(eot=1), {**options, "attack": "bpda"}, model)
+            return Transfer(plain, model.classifier)
+    return _elsewhere(plain, {**options, "attack": "bpda"}, model)
 
 
 def _elsewhere(attack: Attack, options: dict[str, Any], model: Defended | None) -> Attack:

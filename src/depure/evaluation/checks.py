@@ -104,7 +104,7 @@ def costly_checks(trial: Trial, shard: Shard, images: int) -> list[Check]:
     if not isinstance(trial.model.purifier, Identity):
         bare = Defended(Identity(), trial.model.classifier)
         inner = getattr(trial.attack, "attack", trial.attack)  # what a `StandIn` does elsewhere
-        moved = trial.robust("transfer", inner, some, bare)
+        moved = trial.robust("transfer", _from_the_image(inner), some, bare)
         gain = statistics.difference(correct, moved)
         found.append(_compare("transfer", "from the undefended classifier", gain, len(some)))
     return found
@@ -121,6 +121,18 @@ def _doubled(attack: Any, field: str) -> Any:
     twice = tuple(_doubled(member, field) for member in members)
     changed = any(a is not b for a, b in zip(members, twice, strict=True))
     return replace(attack, members=twice) if changed else attack
+
+
+def _from_the_image(attack: Any) -> Any:
+    """The attack, or all attacks that it is made of, without a start that may need the defence."""
+    changes: dict[str, Any] = {}
+    if isinstance(getattr(attack, "start", None), Attack):
+        changes["start"] = None
+    if isinstance(inner := getattr(attack, "attack", None), Attack):
+        changes["attack"] = _from_the_image(inner)
+    if members := getattr(attack, "members", ()):
+        changes["members"] = tuple(_from_the_image(member) for member in members)
+    return replace(attack, **changes) if changes else attack
 
 
 def _compare(name: str, what: str, gain: statistics.Estimate, n: int) -> Check:

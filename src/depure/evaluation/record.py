@@ -35,7 +35,13 @@ def settings_of(thing: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """Attacks inside attacks, and the networks that some have, as data."""
     if isinstance(value, nn.Module):
-        return {"kind": _kind(value), "weights": fingerprint(value.state_dict())}
+        purifier = getattr(value, "purifier", None)
+        return {
+            "kind": _kind(value),
+            "weights": fingerprint(value.state_dict()),
+            "settings": _settings_fingerprint(value),
+            **({} if purifier is None else {"purifier": repr(purifier)}),
+        }
     if dataclasses.is_dataclass(value):
         return settings_of(value)
     return [_plain(v) for v in value] if isinstance(value, tuple) else value

@@ -68,6 +68,7 @@ class Evaluation:
     title: str = ""
     command: str = ""
     device: torch.device | None = None
+    remember: bool = True  # what the defence answers, to go on inside a shard
 
     def _device(self) -> torch.device:
         if self.device is not None:
@@ -149,16 +150,16 @@ class Evaluation:
         total, before = sum(len(self._rows(i)) for i in mine), 0
         report = progress if progress is not None else lambda images, total: None
         for i in mine:
-            rows = self._rows(i)
+            rows, memory = self._rows(i), paths[i].with_suffix(".journal")
             if i not in done:
                 shard, cost = compute_shard(
                     self.model, rows, self.attack, self.threat, draws=self.draws,
                     seed=self.seed, batch=self.batch, device=self._device(),
                     tick=partial(_tick, report, before, len(rows), total),
-                    memory=(memory := paths[i].with_suffix(".journal")),
+                    memory=memory if self.remember else None,
                 )  # fmt: skip
                 shard.save(paths[i], cost)
-                memory.unlink(missing_ok=True)
+            memory.unlink(missing_ok=True)
             before += len(rows)
             report(before, total)
 
@@ -202,7 +203,7 @@ class Evaluation:
         draws = int(shard.clean.shape[1])
         trial = Trial(
             self.model, self.images, self.attack, self.threat, draws, self.seed, self.batch,
-            self._device(), self.folder,
+            self._device(), self.folder if self.remember else None,
         )  # fmt: skip
         certificate = self._certificate()
         checks = self._checks(trial, shard, certificate)
@@ -218,15 +219,14 @@ class Evaluation:
 
     def _checks(self, trial: Trial, shard: Shard, certificate: Certificate) -> list[Check]:
         path = self.folder / f"checks-{self.check_images}.json"
-        if path.exists():
-            return [Check(**c) for c in read_json(path)["checks"]]
-        checks = cheap_checks(trial, shard, certificate)
-        if self.check_images:
-            checks += costly_checks(trial, shard, self.check_images)
-        write_json(path, {"checks": [asdict(c) for c in checks]})
+        if not path.exists():
+            checks = cheap_checks(trial, shard, certificate)
+            if self.check_images:
+                checks += costly_checks(trial, shard, self.check_images)
+            write_json(path, {"checks": [asdict(c) for c in checks]})
         for memory in trial.journals():
-            memory.unlink()
-        return checks
+            memory.unlink(missing_ok=True)
+        return [Check(**c) for c in read_json(path)["checks"]]
 
     def _examples(self, trial: Trial, shard: Shard, count: int = 8) -> None:
         """Purified versions of the first images, under the judge's first draw, for the report."""
@@ -288,7 +288,7 @@ def evaluate(
         run = Evaluation(
             model, images, attack, threat, Path(out) if out else Path(temporary), draws=draws,
             seed=seed, shard_size=shard_size, batch=batch, check_images=check_images,
-            title=title, command=command,
+            title=title, command=command, remember=out is not None,
         )  # fmt: skip
         run.prepare()
         run.compute(progress=progress)
