@@ -45,12 +45,12 @@ from depure.zoo import load_classifier, load_denoiser
 CLASSIFIER = load_classifier("digits")
 PURIFIER = DiffPure(load_denoiser("digits"), steps=2)
 BALL = Linf(0.2)
-SCORED = (PURIFIER.denoiser, PURIFIER.grid.path(PURIFIER.denoiser.schedule))
+SCORED = (PURIFIER.denoiser, PURIFIER.grid)
 FEATURES = Perceptual(FeatureDistance(CLASSIFIER), 0.5)
 
 ATTACKS = {
     "PGD": (PGD(3, eot=2), BALL),
-    "PGD from a score": (PGD(3, eot=2, start=ScoreStart(*SCORED)), BALL),
+    "PGD from a score": (PGD(3, eot=2, start=ScoreStart.of(*SCORED)), BALL),
     "APGD from PGD": (APGD(3, eot=2, start=PGD(2, eot=2)), BALL),
     "PGD to a target": (PGD(3, eot=2, target="runner_up", average="logits"), BALL),
     "MI-PGD": (MIPGD(3, eot=2), BALL),

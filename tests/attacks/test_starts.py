@@ -1,6 +1,7 @@
 """Where attacks begin: at another attack's proposals, or along the diffusion model's score."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def pictures():
 
 
 class To(Attack):
-    """Proposes a given offset, and is heard three times."""
+    """Proposes a given offset, and would be heard three times."""
 
     iterations = 3
 
@@ -88,7 +89,7 @@ def test_the_way_is_the_score_of_gaussian_data():
     x, _ = pictures()
     attack = ScoreStart.of(*SCORED, draws=20_000)
     way = attack.way(x, NOISE)
-    a, s = attack.path.alpha, attack.path.sigma
+    a, s = attack.alpha, attack.sigma
     score = -(a * (2 * x - 1) - a * MEAN) / (a**2 * SPREAD**2 + s**2)  # of N(a mean, ...)
     torch.testing.assert_close(way, s**2 * score / a / 2, atol=4e-3, rtol=0)
 
@@ -97,9 +98,8 @@ def test_the_way_is_the_score_of_gaussian_data():
 @pytest.mark.parametrize("along", [False, True])
 def test_a_full_step_down_or_up_the_score(ball, along):
     x, y = pictures()
-    heard = []
     attack = ScoreStart.of(*SCORED, along=along, draws=500)
-    found = attack(MODEL, x, y, ball, NOISE, lambda i, seen: heard.append((i, seen.loss)))
+    found = attack(MODEL, x, y, ball, NOISE)
     assert ball.contains(found, x).all()
     torch.testing.assert_close(ball.size(found - x), torch.full((4,), ball.eps, dtype=DOUBLE))
 
@@ -107,15 +107,13 @@ def test_a_full_step_down_or_up_the_score(ball, along):
         return (2 * z - 1 - MEAN).square().flatten(1).sum(1)
 
     assert ((unlikely(found) < unlikely(x)) == along).all()
-    assert [i for i, _ in heard] == [0]
-    assert (heard[0][1] > 0).all()
 
 
 def test_rows_stand_alone_and_the_chunk_changes_nothing():
     x, y = pictures()
     attack = ScoreStart.of(*SCORED)
     whole = attack(MODEL, x, y, Linf(0.05), NOISE)
-    part = ScoreStart(attack.denoiser, attack.path, chunk=7)(MODEL, x, y, Linf(0.05), NOISE)
+    part = replace(attack, chunk=7)(MODEL, x, y, Linf(0.05), NOISE)
     alone = attack(MODEL, x[2:3], y[2:3], Linf(0.05), NOISE[2:3])
     assert torch.equal(whole, part)
     assert torch.equal(whole[2:3], alone)
@@ -152,7 +150,7 @@ def test_the_walk_begins_there(attack):
         Asked(purifier(), Head()), x, y, Linf(0.05), NOISE, lambda i, seen: heard.append(i)
     )
     torch.testing.assert_close(asked[0][::2], x + 0.02)
-    assert heard == list(range(calls_of_watch(attack)))
+    assert heard == list(range(calls_of_watch(attack)))  # its own iterations alone
     assert Linf(0.05).contains(found, x).all()
 
 
@@ -189,7 +187,7 @@ def test_settings():
             kind(**settings)
     attack = ScoreStart.of(*SCORED)
     with pytest.raises(ValueError, match="draws must be at least 1"):
-        ScoreStart(attack.denoiser, attack.path, draws=0)
+        replace(attack, draws=0)
     with pytest.raises(ValueError, match="StAdv"):
         attack(MODEL, x, y, Flow(0.05), NOISE)
 

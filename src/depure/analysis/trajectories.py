@@ -211,12 +211,10 @@ def follow(attack: PGD, model: Defended, images: Images, ball: Ball, noise: Nois
     device = device_of(model, images.x)
     x, y = images.x.to(device), images.y.to(device)
     step = ball.default_step if attack.step_size is None else attack.step_size
-    begun, heard = beginning(attack, model, x, y, ball, noise)
-    found = [begun]
+    found = [beginning(attack, model, x, y, ball, noise)]
 
     def watch(iteration: int, measured: Any) -> None:
-        if iteration >= heard:
-            found.append(ball.project(found[-1] + step * ball.ascend(measured.grad), x))
+        found.append(ball.project(found[-1] + step * ball.ascend(measured.grad), x))
 
     end = attack(model, x, y, ball, noise, watch)
     if not torch.equal(end, found[-1]):

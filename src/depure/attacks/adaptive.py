@@ -15,16 +15,15 @@ from depure.attacks.base import (
     Attack,
     Watch,
     beginning,
-    calls_of_start,
     calls_of_watch,
     check_start,
 )
-from depure.attacks.climb import better, pick, wide
+from depure.attacks.climb import pick, wide
 from depure.attacks.expected import Expected, distinct_draws, expected_grad
 from depure.attacks.losses import LOSSES
 from depure.attacks.model import Model
-from depure.attacks.queries import ask, check_counts
-from depure.attacks.search import Best, check_search, settled
+from depure.attacks.queries import check_counts
+from depure.attacks.search import Best, check_search, improved, settled
 from depure.noise import Noise
 from depure.threat import Ball
 
@@ -92,11 +91,8 @@ class StandIn(Attack):
         missing = any(stage not in self.source.stages for stage in noise.held)
         plain = Noise(noise.keys) if missing else noise  # a stage held must be there
         found = self.attack(self.source, x, y, ball, plain.fold("stand-in"), watch)
-        both = torch.stack([x, found], 1)
         fresh = noise.fold("stand-in judge")
-        answer = ask(model, both, y, fresh, self.judge_draws, self.chunk)
-        (old, new), (low, high) = answer.accuracy.unbind(1), answer.margin.unbind(1)
-        return pick(better(new, high, old, low), found, x)
+        return improved(model, x, found, y, fresh, self.judge_draws, self.chunk)
 
 
 class _Walk(Attack):
@@ -109,8 +105,8 @@ class _Walk(Attack):
 
     @property
     def iterations(self) -> int:
-        """How often `watch` is called: also by the attack that it starts from."""
-        return self.steps + calls_of_start(self)
+        """How often `watch` is called; the attack that it starts from does not call it."""
+        return self.steps
 
     def __call__(
         self,
@@ -122,14 +118,14 @@ class _Walk(Attack):
         watch: Watch | None = None,
     ) -> Tensor:
         """Adversarial images (B, C, H, W); an image with a non-finite gradient stays in place."""
-        here, heard = beginning(self, model, x, y, ball, noise, watch)
+        here = beginning(self, model, x, y, ball, noise)
         step = ball.default_step if self.step_size is None else self.step_size
         direction, best = self._direction(model, x, y, ball, noise, step), None
         for i in range(self.steps):
             seen, grad = direction(i, here)
             best = Best(here, seen) if best is None else best.improved(here, seen)
             if watch is not None:
-                watch(heard + i, seen)
+                watch(i, seen)
             moves = seen.finite & grad.flatten(1).isfinite().all(1)
             there = ball.project(here + step * ball.ascend(grad), x)
             here = pick(moves, there, here)

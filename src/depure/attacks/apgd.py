@@ -12,7 +12,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from depure.attacks.base import Attack, Watch, beginning, calls_of_start
+from depure.attacks.base import Attack, Watch, beginning
 from depure.attacks.climb import Climb, Control, Halving, Sparse, better, pick, wide
 from depure.attacks.expected import (
     JUDGE_DRAWS,
@@ -120,8 +120,8 @@ class APGD(Attack):
 
     @property
     def iterations(self) -> int:
-        """How often `watch` is called: by all runs, and the attack that they start from."""
-        return self.steps * self.restarts * max(1, self.targets) + calls_of_start(self)
+        """Iterations of all runs, which is how often `watch` is called."""
+        return self.steps * self.restarts * max(1, self.targets)
 
     def __call__(
         self,
@@ -138,12 +138,10 @@ class APGD(Attack):
         """
         if self.shrinking and not isinstance(ball, L1):
             raise ValueError(f"shrinking is for the L1 ball; got {ball}: pass shrinking=False")
-        begun, heard = x, 0
-        if self.start is not None:
-            begun, heard = beginning(self, model, x, y, ball, noise, watch)
+        begun = x if self.start is None else beginning(self, model, x, y, ball, noise)
         task = _Task(self, model, x, y, ball, noise, begun)
         certain = distinct_draws(model.stages, noise, 2) == 1
-        aims, chosen, trace = task.aims(), task.judged(x), _Trace(watch, heard)
+        aims, chosen, trace = task.aims(), task.judged(x), _Trace(watch)
         for run in range(self.restarts * len(aims)):
             rows = torch.arange(len(x), device=x.device)
             if run and certain:  # the first run is for all: its trace shows every image
@@ -185,8 +183,8 @@ class _Proposals(NamedTuple):
 class _Trace:
     """Tells `watch` of all images, though some may sit out."""
 
-    def __init__(self, watch: Watch | None, count: int) -> None:
-        self.watch, self.count = watch, count
+    def __init__(self, watch: Watch | None) -> None:
+        self.watch, self.count = watch, 0
         self.last: Expected | None = None
 
     def see(self, rows: Tensor, seen: Expected) -> None:

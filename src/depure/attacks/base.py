@@ -54,24 +54,15 @@ class Started(Protocol):
 
 
 def beginning(
-    attack: Started,
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    ball: Ball,
-    noise: Noise,
-    watch: Watch | None = None,
-) -> tuple[Tensor, int]:
-    """Where an attack begins (B, C, H, W), and how often its watch has been called by then."""
+    attack: Started, model: Model, x: Tensor, y: Tensor, ball: Ball, noise: Noise
+) -> Tensor:
+    """Where an attack begins, (B, C, H, W).
+
+    The attack that it starts from is not heard by its watch: a trace shows one loss of one model.
+    """
     if attack.start is not None:
-        found = attack.start(model, x, y, ball, noise.fold("from"), watch)
-        return ball.project(found, x), calls_of_watch(attack.start)
-    return ball.start(x, noise.fold("start")) if attack.random_start else x, 0
-
-
-def calls_of_start(attack: Started) -> int:
-    """How often the attack that another starts from calls the watch."""
-    return 0 if attack.start is None else calls_of_watch(attack.start)
+        return ball.project(attack.start(model, x, y, ball, noise.fold("from")), x)
+    return ball.start(x, noise.fold("start")) if attack.random_start else x
 
 
 def check_start(attack: Started) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from depure.attacks.base import Attack, Watch, beginning, calls_of_start, check_start
+from depure.attacks.base import Attack, Watch, beginning, check_start
 from depure.attacks.expected import Average, expected_grad, sampled_logits
 from depure.attacks.losses import LOSSES, targeted
 from depure.attacks.model import Model
@@ -69,11 +69,6 @@ class PGD(Attack):
 
         check_start(self)
 
-    @property
-    def iterations(self) -> int:
-        """How often `watch` is called: also by the attack that it starts from."""
-        return self.steps + calls_of_start(self)
-
     @staticmethod
     def strong() -> PGD:
         """PGD200+EoT20 as ADDT runs it: the step size unchanged (Lee & Kim and ADBM take 0.007)."""
@@ -93,7 +88,7 @@ class PGD(Attack):
         if self.target is not None:
             loss, aim = targeted(loss), self._targets(model, x, y, noise)
         step = ball.default_step if self.step_size is None else self.step_size
-        x_adv, heard = beginning(self, model, x, y, ball, noise, watch)
+        x_adv = beginning(self, model, x, y, ball, noise)
         for i in range(self.steps):
             fresh = noise.fold("pgd", i)
             measured = expected_grad(
@@ -101,7 +96,7 @@ class PGD(Attack):
                 average=self.average, chunk=self.chunk, labels=y,
             )  # fmt: skip
             if watch is not None:
-                watch(heard + i, measured)
+                watch(i, measured)
             x_adv = ball.project(x_adv + step * ball.ascend(measured.grad), x)
         return x_adv
 

@@ -107,13 +107,11 @@ class ReColorAdv(Attack):
         def measure(i: int, images: Tensor) -> Expected:
             return measured(self, model, images, y, noise.fold("recolor", i))
 
-        def settle(best: Tensor, last: Tensor) -> Tensor:
-            return settled(self, model, best, last, y, noise)
-
         lr = ball.eps / 6.0 if self.lr is None else self.lr
         search = Search(
             colouring(x, self.resolution), partial(_bounded, colours=colours, eps=ball.eps),
-            lambda c: self.smooth * variation(c), measure, settle, lr,
+            lambda c: self.smooth * variation(c), measure,
+            partial(settled, self, model, y=y, noise=noise), lr,
         )  # fmt: skip
         return ball.project(search.run(change, self.steps, watch), x)  # up to rounding: no change
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from depure.attacks.base import Attack, Watch
 from depure.attacks.expected import rows_at_once
 from depure.attacks.model import Model
-from depure.attacks.queries import check_counts, told
+from depure.attacks.queries import check_counts
 from depure.diffusion.denoiser import Denoiser
-from depure.diffusion.grid import Grid, Path
+from depure.diffusion.grid import Grid
+from depure.diffusion.schedule import Time
 from depure.noise import Noise
 from depure.threat import Ball
 
@@ -32,7 +33,9 @@ class ScoreStart(Attack):
 
     Args:
         denoiser: the diffusion model.
-        path: how the purifier noises and where its chain begins, see `ScoreStart.of`.
+        alpha: what is left of the image where the purifier begins, in [-1, 1] space.
+        sigma: of the noise there.
+        time: of the diffusion model there; `ScoreStart.of` finds all three.
         along: up the score, to likelier images, rather than down.
         draws: of the noise.
         chunk: rows per forward pass, by the size of the images if None; affects speed and
@@ -43,7 +46,9 @@ class ScoreStart(Attack):
     """
 
     denoiser: Denoiser = field(repr=False)
-    path: Path
+    alpha: float
+    sigma: float
+    time: Time
     along: bool = False
     draws: int = 10
     chunk: int | None = None
@@ -54,12 +59,13 @@ class ScoreStart(Attack):
     @staticmethod
     def of(denoiser: Denoiser, grid: Grid, *, along: bool = False, draws: int = 10) -> ScoreStart:
         """At the time to which a purifier noises: `of(purifier.denoiser, purifier.grid)`."""
-        return ScoreStart(denoiser, grid.path(denoiser.schedule), along=along, draws=draws)
+        path = grid.path(denoiser.schedule)
+        return ScoreStart(denoiser, path.alpha, path.sigma, path.times[0], along=along, draws=draws)
 
     @property
     def iterations(self) -> int:
-        """`watch` is called once."""
-        return 1
+        """`watch` is never called: nothing is measured of the defence."""
+        return 0
 
     @torch.no_grad()
     def __call__(
@@ -71,14 +77,8 @@ class ScoreStart(Attack):
         noise: Noise,
         watch: Watch | None = None,
     ) -> Tensor:
-        """Images (B, C, H, W) on the edge of the ball; neither the defence nor y is asked.
-
-        What the watch hears as loss is the mean square of the way to the estimate.
-        """
+        """Images (B, C, H, W) on the edge of the ball; neither the defence nor y is asked."""
         way = self.way(x, Noise(noise.keys))
-        if watch is not None:
-            loss = way.square().flatten(1).mean(1)
-            watch(0, told(x, loss, torch.ones_like(loss)))
         finite = way.flatten(1).isfinite().all(1).view(-1, 1, 1, 1)
         away = torch.where(finite, way if self.along else -way, 0.0)
         return ball.project(x + ball.eps * ball.ascend(away), x)
@@ -91,6 +91,6 @@ class ScoreStart(Attack):
         for a in range(0, len(image), size):
             part = 2.0 * image[a : a + size] - 1.0
             z = rows[a : a + size].normal("score", 0, part)
-            noised = self.path.alpha * part + self.path.sigma * z
-            total.append((self.denoiser(noised, self.path.times[0]).x0 - part) / 2.0)
+            noised = self.alpha * part + self.sigma * z
+            total.append((self.denoiser(noised, self.time).x0 - part) / 2.0)
         return torch.cat(total).view(len(x), self.draws, *x.shape[1:]).mean(1)

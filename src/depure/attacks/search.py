@@ -51,9 +51,19 @@ def settled(
     if not is_random(model, noise):
         return best
     draws, chunk = max(JUDGE_DRAWS, getattr(attack, "eot", 1)), getattr(attack, "chunk", None)
-    answer = ask(model, torch.stack([best, last], 1), y, noise.fold("settle"), draws, chunk)
-    (old, new), (low, high) = answer.accuracy.unbind(1), answer.margin.unbind(1)
-    return pick(better(new, high, old, low), last, best)
+    return improved(model, best, last, y, noise.fold("settle"), draws, chunk)
+
+
+def improved(
+    model: Model, old: Tensor, new: Tensor, y: Tensor, noise: Noise, draws: int, chunk: int | None
+) -> Tensor:
+    """The new images where they beat the old ones on draws common to both.
+
+    That is a lower mean accuracy, or an equal one and a larger mean margin.
+    """
+    answer = ask(model, torch.stack([old, new], 1), y, noise, draws, chunk)
+    (before, after), (low, high) = answer.accuracy.unbind(1), answer.margin.unbind(1)
+    return pick(better(after, high, before, low), new, old)
 
 
 @dataclass(frozen=True, eq=False)

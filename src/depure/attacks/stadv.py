@@ -90,13 +90,11 @@ class StAdv(Attack):
         def measure(i: int, images: Tensor) -> Expected:
             return measured(self, model, images, y, noise.fold("stadv", i))
 
-        def settle(best: Tensor, last: Tensor) -> Tensor:
-            return settled(self, model, best, last, y, noise)
-
         lr = eps / 5.0 if self.lr is None else self.lr
         search = Search(
             partial(bend, x), lambda f: f.clamp(-eps, eps),
-            lambda f: self.smooth * variation(f), measure, settle, lr,
+            lambda f: self.smooth * variation(f), measure,
+            partial(settled, self, model, y=y, noise=noise), lr,
         )  # fmt: skip
         return search.run(flow, self.steps, watch)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from depure.attacks.base import Attack, calls_of_watch
+from depure.attacks.base import Attack
 from depure.attacks.expected import distinct_draws
 from depure.attacks.journal import journal
 from depure.data.images import Images
@@ -84,7 +85,7 @@ def cheap_checks(trial: Trial, shard: Shard, certificate: Certificate) -> list[C
         _logits(trial),
         _ball(trial, shard),
         _finite(shard),
-        *_rises(shard, _begins(trial.attack)),
+        *_rises(shard),
         *_moving_target(shard),
     ]
 
@@ -112,27 +113,28 @@ def costly_checks(trial: Trial, shard: Shard, images: int) -> list[Check]:
 
 def _doubled(attack: Any, field: str) -> Any:
     """The attack, or all attacks that it is made of, with twice of one number; itself if none."""
-    if isinstance(getattr(attack, field, None), int):
-        return replace(attack, **{field: 2 * getattr(attack, field)})
-    if isinstance(inner := getattr(attack, "attack", None), Attack):
-        more = _doubled(inner, field)
-        return attack if more is inner else replace(attack, attack=more)
-    members = getattr(attack, "members", ())
-    twice = tuple(_doubled(member, field) for member in members)
-    changed = any(a is not b for a, b in zip(members, twice, strict=True))
-    return replace(attack, members=twice) if changed else attack
+
+    def twice(one: Any) -> dict[str, Any]:
+        value = getattr(one, field, None)
+        return {field: 2 * value} if isinstance(value, int) else {}
+
+    return _throughout(attack, twice)
 
 
 def _from_the_image(attack: Any) -> Any:
     """The attack, or all attacks that it is made of, without a start that may need the defence."""
-    changes: dict[str, Any] = {}
-    if isinstance(getattr(attack, "start", None), Attack):
-        changes["start"] = None
+    return _throughout(attack, lambda one: {"start": None} if getattr(one, "start", None) else {})
+
+
+def _throughout(attack: Any, changes: Callable[[Any], dict[str, Any]]) -> Any:
+    """The attack with changes to it and to all attacks that it is made of; itself if none."""
+    changed = changes(attack)
     if isinstance(inner := getattr(attack, "attack", None), Attack):
-        changes["attack"] = _from_the_image(inner)
+        changed["attack"] = _throughout(inner, changes)
     if members := getattr(attack, "members", ()):
-        changes["members"] = tuple(_from_the_image(member) for member in members)
-    return replace(attack, **changes) if changes else attack
+        changed["members"] = tuple(_throughout(member, changes) for member in members)
+    same = all(value == getattr(attack, name) for name, value in changed.items())
+    return attack if same else replace(attack, **changed)
 
 
 def _compare(name: str, what: str, gain: statistics.Estimate, n: int) -> Check:
@@ -213,21 +215,12 @@ def _finite(shard: Shard) -> Check:
     return Check("finite", "pass", "every gradient was finite")
 
 
-def _begins(attack: Any) -> int:
-    """How many iterations belong to the attack from which this one (or its inner one) starts."""
-    while not hasattr(attack, "start") and isinstance(getattr(attack, "attack", None), Attack):
-        attack = attack.attack
-    start = getattr(attack, "start", None)
-    return calls_of_watch(start) if isinstance(start, Attack) else 0
-
-
-def _rises(shard: Shard, begins: int) -> list[Check]:
-    loss = shard.loss[:, begins:]  # another attack's loss may be another thing
-    if loss.shape[1] < 2:
+def _rises(shard: Shard) -> list[Check]:
+    if shard.loss.shape[1] < 2:
         return []
-    first, last = (float(loss[:, i].mean()) for i in (0, -1))
+    first, last = (float(shard.loss[:, i].mean()) for i in (0, -1))
     text = f"the attack's mean loss goes from {first:.3g} to {last:.3g}"
-    gain = (loss[:, -1] - loss[:, 0]).double()
+    gain = (shard.loss[:, -1] - shard.loss[:, 0]).double()
     if last > first:
         return [Check("loss rises", "pass", text)]
     error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else float("inf")

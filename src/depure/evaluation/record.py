@@ -25,9 +25,9 @@ SCHEMA = "depure.card/1"
 _SPEED_ONLY = ("chunk",)  # settings that cannot change a result
 
 
-def settings_of(thing: Any) -> dict[str, Any]:
+def settings_of(thing: Attack | Ball) -> dict[str, Any]:
     """A frozen dataclass as data: its class under "name", then its fields that matter."""
-    fields = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing)}
+    fields = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing)}  # type: ignore[arg-type]
     kept = {k: v for k, v in fields.items() if k not in _SPEED_ONLY}
     return {"name": type(thing).__name__, **{k: _plain(v) for k, v in kept.items()}}
 
@@ -42,7 +42,7 @@ def _plain(value: Any) -> Any:
             "settings": _settings_fingerprint(value),
             **({} if purifier is None else {"purifier": repr(purifier)}),
         }
-    if dataclasses.is_dataclass(value):
+    if isinstance(value, Attack):
         return settings_of(value)
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 

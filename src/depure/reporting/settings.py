@@ -143,6 +143,8 @@ def plain(value: Any) -> str:
         return count(value)
     if isinstance(value, list):
         return ", ".join(plain(v) for v in value) or "none"
+    if isinstance(value, dict) and "weights" in value:  # a network; its hashes are in the card
+        return str(value["kind"])
     if isinstance(value, dict):
         return ", ".join(f"{k} {plain(v)}" for k, v in value.items())
     return str(value).replace("_", " ")
