@@ -36,6 +36,7 @@ ATTACKS = {
     "APGD-T(3)": f"--attack apgd-t --targets 3 {GRADIENT}",
     "FAB-T(3)": f"--attack fab --targets 3 {GRADIENT}",
     "DiffAttack": f"--attack diffattack {LONGER}",
+    "DiffAttack, published": f"--attack diffattack-published {LONGER}",
     "full-intermediate": f"--attack full-intermediate {LONGER}",
     "DiffHammer": f"--attack diffhammer {GRADIENT}",
     "BPDA+EOT": f"--attack bpda {GRADIENT}",
@@ -56,6 +57,8 @@ ATTACKS = {
 GENERALISES = (  # the first contains the second: its robust accuracy should not be higher
     ("APGD-CE", "PGD, 50 steps"),
     ("DiffAttack", "APGD-CE"),
+    ("DiffAttack, published", "APGD-CE"),
+    ("full-intermediate", "APGD-CE"),
     ("AutoAttack-rand", "APGD-CE"),
     ("AutoAttack-rand", "APGD-DLR"),
     ("AutoAttack-stochastic", "APGD-T(3)"),

@@ -137,7 +137,7 @@ def test_clamp_is_part_of_the_last_state(defence):
 @pytest.mark.parametrize("detach", [False, True])
 def test_gradient_equals_plain_autograd_and_finite_differences(defence, sampler, detach):
     x, h = pictures(), 1e-6
-    attack = DiffAttack(PGD(steps=1, eot=2), weight=3.0, detach=detach)
+    attack = DiffAttack(PGD(steps=1, eot=2), weight=3.0, balanced=False, detach=detach)
     grads = []
     for backprop in (Full(), Checkpoint(0)):
         model = defence(sampler, steps=2, rounds=2, backprop=backprop)
@@ -167,10 +167,50 @@ def test_gradient_equals_plain_autograd_and_finite_differences(defence, sampler,
     torch.testing.assert_close(slope, numeric, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_balanced_by_hand(defence, loss):
+    """The term steers by the size of the loss's slope, draw by draw, and counts for nothing."""
+    x, attack = pictures(), DiffAttack(PGD(1, eot=2, loss=loss), 3.0)
+    seen = first_gradient(attack, defence(backprop=Checkpoint(0)))
+    leaf, model, total = x.clone().requires_grad_(), defence(backprop=Full()), 0.0
+    for i, (logits, points) in draws_of(model, leaf):
+        value = LOSSES[loss](logits, Y[i : i + 1]).sum()
+        (slope,) = torch.autograd.grad(value, logits, retain_graph=True)
+        total = total + (value + 3.0 * slope.norm() * deviation(points).sum()) / 2
+    (grad,) = torch.autograd.grad(total, leaf)
+    assert (seen.grad - grad).norm() < 1e-10 * grad.norm()
+    plain = first_gradient(attack.attack, model)
+    torch.testing.assert_close(seen.loss, plain.loss)
+    assert (seen.grad - plain.grad).norm() > 0.01 * plain.grad.norm()
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_only_a_balanced_term_vanishes_with_the_loss(defence, balanced):
+    model, x = defence(), pictures()
+    sure = Defended(model.purifier, Sure(model.classifier)).eval()
+    ratio = []
+    for at in (model, sure):
+        plain = first_gradient(PGD(1, eot=1), at, x)
+        both = first_gradient(DiffAttack(PGD(1, eot=1), balanced=balanced), at, x)
+        ratio.append(float((both.grad - plain.grad).norm() / plain.grad.norm()))
+    assert (ratio[1] < 10 * ratio[0]) == balanced
+
+
+class Sure(nn.Module):
+    """A classifier that gives all labels of these tests a logit of 12 more than its own."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x) + 12.0 * nn.functional.one_hot(Y, 4)
+
+
 def test_the_forward_side_matters(defence):
     model = defence()
     both, one = (
-        first_gradient(DiffAttack(PGD(1, eot=1), weight=100.0, detach=d), model)
+        first_gradient(DiffAttack(PGD(1, eot=1), weight=100.0, balanced=False, detach=d), model)
         for d in (False, True)
     )
     assert torch.equal(both.loss, one.loss)
@@ -194,7 +234,8 @@ def test_every_counts_from_the_end(defence):
     plain = first_gradient(PGD(1, eot=1), model).loss
     points = model.trace(x, NOISE.fold("pgd", 0)).waypoints
     for every, chosen in ((1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [1, 4]), (9, [4])):
-        loss = first_gradient(DiffAttack(PGD(1, eot=1), every=every), model).loss
+        attack = DiffAttack(PGD(1, eot=1), balanced=False, every=every)
+        loss = first_gradient(attack, model).loss
         torch.testing.assert_close(loss - plain, deviation([points[i] for i in chosen]))
 
 
@@ -309,7 +350,8 @@ def test_deviation_grows_where_it_is_all_that_is_raised(defence):
             return deviation(points).mean()
 
     pgd = PGD(steps=8, eot=4)
-    ours = away(DiffAttack(pgd, weight=1e4)(model, x, Y, Linf(0.1), NOISE))
+    raised = DiffAttack(pgd, weight=1e4, balanced=False)
+    ours = away(raised(model, x, Y, Linf(0.1), NOISE))
     assert ours > 1.02 * max(away(x), away(pgd(model, x, Y, Linf(0.1), NOISE)))
 
 

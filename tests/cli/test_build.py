@@ -59,6 +59,7 @@ def options(line=""):
         ("--attack mi-pgd --eot 3", MIPGD(eot=3)),
         ("--attack vr-pgd", MIPGD(memory="recursive")),
         ("--attack diffattack --eot 3", DiffAttack(APGD(eot=3))),
+        ("--attack diffattack-published --eot 3", DiffAttack(APGD(eot=3), balanced=False)),
         ("--attack full-intermediate --loss dlr", FullIntermediate(APGD(eot=20, loss="dlr"))),
         ("--attack diffhammer --attack-steps 9", DiffHammer(steps=9)),
         ("--attack stadv --attack-steps 9", StAdv(steps=9)),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -67,11 +68,13 @@ class _OnTheWay(Attack):
         self, model: Traced, x: Tensor, noise: Noise, y: Tensor, loss: Loss
     ) -> tuple[Tensor, Tensor]:
         logits, points = model.trace(x, noise)
-        return logits, self.weight * self._term(model, points, y, loss)
+        return logits, self.weight * self._term(model, points, logits, y, loss)
 
     @abstractmethod
-    def _term(self, model: Traced, points: Sequence[Waypoint], y: Tensor, loss: Loss) -> Tensor:
-        """What is to be raised beside the loss, (B,)."""
+    def _term(
+        self, model: Traced, points: Sequence[Waypoint], logits: Tensor, y: Tensor, loss: Loss
+    ) -> Tensor:
+        """What is to be raised beside the loss of the logits, (B,)."""
 
     def _check(self, *numbers: str) -> None:
         if not isinstance(self.attack, Attack) or isinstance(self.attack, _OnTheWay | DiffHammer):
@@ -94,8 +97,14 @@ class DiffAttack(_OnTheWay):
     its counterpart x_t of the forward process, averaged over the steps. Both are means over the
     same draws. There L_cls is the cross-entropy, then the DLR loss, the attack is AutoAttack's
     APGD of 100 steps with EoT 20, the weight is 1, and alpha(t) is one over the number of steps
-    (appendix D.2): `DiffAttack(APGD(eot=20))`. Its gradient is that of any exact `backprop`, of
-    which the paper's segment-wise algorithm is one.
+    (appendix D.2): `DiffAttack(APGD(eot=20), balanced=False)`. Its gradient is that of any exact
+    `backprop`, of which the paper's segment-wise algorithm is one.
+
+    As published it is weaker than its inner attack where the classifier is sure of itself: the
+    cross-entropy's gradient vanishes there, the term's does not and takes over, and the attack
+    keeps what deviates most. `balanced`, which is our default, weighs the term of every draw by
+    the norm of the loss's derivative by the logits, so that both grow and vanish together, and
+    lets it guide steps only: what is best is judged by the loss alone.
 
     The paper leaves open, and is settled here so:
 
@@ -107,13 +116,12 @@ class DiffAttack(_OnTheWay):
       it for a constant, `detach=True`.
     - "Uniformly sampled" steps are evenly spaced ones, `every`; all of them are at hand anyway.
 
-    It costs the network calls of the inner attack, and is not shown to be stronger than that. Where
-    the classifier is sure of itself, the gradient of its cross-entropy is small, and the term takes
-    over; the margin does not vanish so.
+    It costs the network calls of the inner attack, and is not shown to be stronger than that.
 
     Args:
         attack: which attack raises the objective; any that follows gradients of a loss.
         weight: of the deviated reconstruction (lambda); 0 leaves the inner attack.
+        balanced: the term follows the size of the loss's gradient; False is as published.
         detach: take the forward side for a constant.
         every: compare at every `every`-th step only, counted back from the end of the chain.
 
@@ -122,11 +130,12 @@ class DiffAttack(_OnTheWay):
 
     Example:
         >>> DiffAttack(PGD(steps=20, eot=5), detach=True)  # doctest: +ELLIPSIS
-        DiffAttack(attack=PGD(steps=20, ...), weight=1.0, detach=True, every=1)
+        DiffAttack(attack=PGD(steps=20, ...), weight=1.0, balanced=True, detach=True, every=1)
     """
 
     attack: Attack = field(default_factory=PGD)
     weight: float = 1.0
+    balanced: bool = True
     detach: bool = False
     every: int = 1
 
@@ -135,8 +144,23 @@ class DiffAttack(_OnTheWay):
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
             raise ValueError(f"every must be at least 1, a whole number; got {self.every}")
 
-    def _term(self, model: Traced, points: Sequence[Waypoint], y: Tensor, loss: Loss) -> Tensor:
-        return deviation(points[::-1][:: self.every], self.detach)
+    def _term(
+        self, model: Traced, points: Sequence[Waypoint], logits: Tensor, y: Tensor, loss: Loss
+    ) -> Tensor:
+        term = deviation(points[::-1][:: self.every], self.detach)
+        if not self.balanced:
+            return term
+        guide = _steepness(logits, y, loss) * term
+        return guide - guide.detach()  # worth nothing, but it has a gradient
+
+
+def _steepness(logits: Tensor, y: Tensor, loss: Loss) -> Tensor:
+    """Norm (B,) of the loss's derivative by the logits (B, K), a constant."""
+    leaf = logits.detach().requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(loss(leaf, y).sum(), leaf)
+    steepness: Tensor = slope.norm(dim=1)
+    return steepness
 
 
 def deviation(points: Sequence[Waypoint], detach: bool = False) -> Tensor:
@@ -188,7 +212,9 @@ class FullIntermediate(_OnTheWay):
     def __post_init__(self) -> None:
         self._check("power", "round_power")
 
-    def _term(self, model: Traced, points: Sequence[Waypoint], y: Tensor, loss: Loss) -> Tensor:
+    def _term(
+        self, model: Traced, points: Sequence[Waypoint], logits: Tensor, y: Tensor, loss: Loss
+    ) -> Tensor:
         def raised(state: Tensor) -> Tensor:
             return loss(model.classifier(state), y)
 

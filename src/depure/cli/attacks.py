@@ -47,6 +47,7 @@ _PRESETS: dict[str, Attack] = {
     "apgd-t": replace(APGD.targeted(), eot=20),
     "fab": FAB(eot=20),
     "diffattack": APGD(eot=20),
+    "diffattack-published": APGD(eot=20),
     "full-intermediate": APGD(eot=20),
     "bpda": PGD(50, eot=15, average="logits"),
     "transfer": APGD(),
@@ -103,8 +104,8 @@ def build_attack(
         given["start"] = _start(options, model)
     attack: Attack = replace(preset, **given)
     match options["attack"]:
-        case "diffattack":
-            return DiffAttack(attack)
+        case "diffattack" | "diffattack-published":
+            return DiffAttack(attack, balanced=options["attack"] == "diffattack")
         case "full-intermediate":
             return FullIntermediate(attack)
         case "bpda" | "transfer":

@@ -15,9 +15,9 @@ Command = Callable[..., Any]
 
 ATTACKS = (
     "pgd", "pgd200+eot20", "mi-pgd", "vr-pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "bpda",
-    "transfer", "diffattack", "full-intermediate", "diffhammer", "square", "spsa", "rays", "stadv",
-    "recolor", "ppgd", "lpa", "low-frequency", "autoattack", "autoattack-rand",
-    "autoattack-stochastic", "autoattack-fixed", "strongest",
+    "transfer", "diffattack", "diffattack-published", "full-intermediate", "diffhammer", "square",
+    "spsa", "rays", "stadv", "recolor", "ppgd", "lpa", "low-frequency", "autoattack",
+    "autoattack-rand", "autoattack-stochastic", "autoattack-fixed", "strongest",
 )  # fmt: skip
 
 
@@ -228,8 +228,9 @@ attack = _stack(
             help="pgd is ADDT's (20 steps, EoT 10), mi- with momentum, vr- with gradients "
             "remembered; apgd finds its step sizes; fab looks for the smallest change; bpda and "
             "transfer attack something simpler; diffattack and full-intermediate also disturb "
-            "the purifier's steps; diffhammer follows the draws that can be won; square, "
-            "spsa and rays see no gradient; stadv bends, recolor recolours, ppgd and lpa "
+            "the purifier's steps (-published: with the paper's weights); "
+            "diffhammer follows the draws that can be won; square, spsa "
+            "and rays see no gradient; stadv bends, recolor recolours, ppgd and lpa "
             "keep the looks, low-frequency smooths; autoattack-stochastic is the ensemble for "
             "random defences, -fixed that of ADDT's authors, -rand and plain the published ones; "
             "strongest is a battery within --calls. The options below change what the attack has.",
