@@ -120,7 +120,7 @@ def test_projection():
     inside = ball.apart(far, x) <= 0.08
     assert torch.equal(near[inside], far[inside])
     assert (ball.apart(near, x)[~inside] > 0.05).all()  # and not back at the image
-    line = ball._on_the_line(far, x)
+    line = ball._on_the_line(far, x, ball.between.features(x))
     assert (ball.apart(line, x) <= 0.08).all()
     assert (ball.apart(line, x)[~inside] > 0.0799).all()
     assert not ball.contains(far, x)[~inside].any()
@@ -217,3 +217,20 @@ def test_errors():
             kind(step=0.0)
         with pytest.raises(ValueError, match="steps must be at least 1"):
             kind(steps=0)
+
+
+def test_slope_is_the_gradient_of_the_distance_chunk_by_chunk():
+    x, other = pictures(5), pictures(5, seed=1)
+    distance = FeatureDistance(network())
+    leaf = x.clone().requires_grad_()
+    apart = distance(leaf, other)
+    (grad,) = torch.autograd.grad(apart.sum(), leaf)
+    for chunk in (None, 2, 5):
+        parts = FeatureDistance(network(), chunk=chunk)
+        found = parts.slope(x, parts.features(other))
+        torch.testing.assert_close(found[0], apart.detach())
+        torch.testing.assert_close(found[1], grad)
+    assert not found[1].requires_grad
+    at, none = distance.slope(x, distance.features(x))  # at the image itself there is no slope
+    assert not at.any()
+    assert not none.any()

@@ -77,15 +77,37 @@ class FeatureDistance(nn.Module):
         """Scaled features (B, D) of images (B, C, H, W), whose distances are meant."""
         if any(part.training for part in self.network.modules()):
             raise ValueError("the network that compares is in train mode: call .eval() on it")
+        device = next((p.device for p in self.network.parameters()), x.device)
+        return torch.cat([self._features(x[part].to(device)) for part in self.parts(x)])
+
+    def parts(self, x: Tensor) -> list[slice]:
+        """The rows of each forward pass."""
         size = self.chunk or rows_at_once(x)
-        return torch.cat([self._features(x[a : a + size]) for a in range(0, len(x), size)])
+        return [slice(a, a + size) for a in range(0, len(x), size)]
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         """Distances (B,) of images (B, C, H, W), on whatever device they are."""
-        device = next((p.device for p in self.network.parameters()), x.device)
-        gap = self.features(x.to(device)) - self.features(other.to(device))
-        apart: Tensor = gap.norm(dim=1)
+        return self.apart(x, self.features(other))
+
+    def apart(self, x: Tensor, known: Tensor) -> Tensor:
+        """Distances (B,) of images from features (B, D) that are at hand."""
+        apart: Tensor = (self.features(x) - known).norm(dim=1)
         return apart.to(x.device)
+
+    @torch.enable_grad()
+    def slope(self, x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances (B,) from features (B, D), and their gradients by the images, 0 if not finite.
+
+        Detached; one chunk of rows at a time holds a graph.
+        """
+        found = []
+        for part in self.parts(x):
+            leaf = x[part].detach().requires_grad_()
+            apart = self.apart(leaf, known[part].detach())
+            (slope,) = torch.autograd.grad(apart.sum(), leaf)
+            found.append((apart.detach(), torch.where(slope.isfinite(), slope, 0.0)))
+        distances, slopes = zip(*found, strict=True)
+        return torch.cat(distances), torch.cat(slopes)
 
     def _features(self, x: Tensor) -> Tensor:
         outputs: dict[str, Tensor] = {}
@@ -180,40 +202,42 @@ class Perceptual(NonPixel):
         near = self.apart(x_adv, x) <= self.eps * (1.0 + 1e-4) + 1e-6
         return near & (low >= 0.0) & (high <= 1.0)
 
+    @torch.no_grad()
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Images within eps near x_adv: Newton's steps down the distance, then bisection.
 
         Not the nearest (nobody knows it), but never outside: what Newton's steps do not bring
         in is moved on the straight line to x, and x itself is inside.
         """
-        x_adv = x_adv.clamp(0.0, 1.0)
-        near = x_adv
+        near = x_adv = x_adv.clamp(0.0, 1.0)
+        known, rows = self.between.features(x), torch.arange(len(x), device=x.device)
         for _ in range(_PROJECTIONS):
-            rows = (self.apart(near, x) > self.eps).nonzero()[:, 0]
+            apart, slope = self.between.slope(near[rows], known[rows])
+            outside = apart > self.eps
+            rows, apart, slope = rows[outside], apart[outside], slope[outside]
             if not len(rows):
                 return near
-            near = near.index_copy(0, rows, self._stepped(near[rows], x[rows]))
-        inside = self.apart(near, x) <= self.eps
-        return pick(inside, near, self._on_the_line(x_adv, x))
+            near = near.index_copy(0, rows, self._stepped(near[rows], apart, slope))
+        rows = rows[self.between.apart(near[rows], known[rows]) > self.eps]
+        if not len(rows):
+            return near
+        line = self._on_the_line(x_adv[rows], x[rows], known[rows])
+        return near.index_copy(0, rows, line)
 
-    def _stepped(self, x_adv: Tensor, x: Tensor) -> Tensor:
+    def _stepped(self, x_adv: Tensor, apart: Tensor, slope: Tensor) -> Tensor:
         """One step of Newton's method down to a little less than eps."""
-        with torch.enable_grad():
-            leaf = x_adv.detach().requires_grad_()
-            apart = self.between(leaf, x)
-            (slope,) = torch.autograd.grad(apart.sum(), leaf)
-        excess = apart.detach() - (1.0 - _OVERSHOOT) * self.eps
+        excess = apart - (1.0 - _OVERSHOOT) * self.eps
         length = excess / slope.flatten(1).square().sum(1).clamp_min(_TINY**2)
-        there = (x_adv - wide(length, x) * slope).clamp(0.0, 1.0)
+        there = (x_adv - wide(length, x_adv) * slope).clamp(0.0, 1.0)
         return torch.where(there.isfinite(), there, x_adv)
 
-    def _on_the_line(self, x_adv: Tensor, x: Tensor) -> Tensor:
+    def _on_the_line(self, x_adv: Tensor, x: Tensor, known: Tensor) -> Tensor:
         low, high = torch.zeros_like(x[:, 0, 0, 0]), torch.ones_like(x[:, 0, 0, 0])
         best = x
         for _ in range(_HALVINGS):
             middle = (low + high) / 2.0
             there = (x + wide(middle, x) * (x_adv - x)).clamp(0.0, 1.0)
-            inside = self.apart(there, x) <= self.eps
+            inside = self.between.apart(there, known) <= self.eps
             best = pick(inside, there, best)
             low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
         return best

@@ -102,13 +102,15 @@ class LowFrequency(Attack):
         form = _form(self, x, ball)
         best = Best(x, measured(self, model, x, y, noise.fold("lf image")))
         params, adam = form.start, Adam.like(form.start)
+        with torch.no_grad():
+            known = ball.between.features(x) if isinstance(ball, Perceptual) else x
         for i in range(self.steps):
             with torch.no_grad():
                 here = form.make(params).clamp(0.0, 1.0)
             seen = measured(self, model, here, y, noise.fold("lf", i))
             if watch is not None:
                 watch(i, seen)
-            back, inside = _way_back(ball, here, x)
+            back, inside = _way_back(ball, here, known)
             best = best.improved(here, seen, inside)
             grad = pull_back(form.make, params, pick(inside, seen.grad, back))
             moves = seen.finite & grad.flatten(1).isfinite().all(1)
@@ -120,15 +122,12 @@ class LowFrequency(Attack):
         return settled(self, model, best.x, last, y, noise)
 
 
-def _way_back(ball: Ball, here: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def _way_back(ball: Ball, here: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient that reduces the distance, and whether images (B,) are in the bound."""
     if not isinstance(ball, Perceptual):
-        return torch.zeros_like(x), torch.ones_like(x[:, 0, 0, 0], dtype=torch.bool)
-    with torch.enable_grad():
-        leaf = here.detach().requires_grad_()
-        apart = ball.between(leaf, x)
-        (slope,) = torch.autograd.grad(apart.sum(), leaf)
-    return -slope, apart.detach() <= ball.eps
+        return torch.zeros_like(here), torch.ones_like(here[:, 0, 0, 0], dtype=torch.bool)
+    apart, slope = ball.between.slope(here, known)
+    return -slope, apart <= ball.eps
 
 
 class _Form(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from depure.attacks.base import Attack, Watch
 from depure.attacks.climb import pick, wide
-from depure.attacks.expected import Average, rows_at_once
+from depure.attacks.expected import Average
 from depure.attacks.features import FeatureDistance, Perceptual
 from depure.attacks.model import Model
 from depure.attacks.queries import check_ball, check_counts
@@ -103,9 +103,9 @@ def steepest(
 
     Zero where the gradient is; see `PPGD`.
     """
-    size = distance.chunk or rows_at_once(x)
-    parts = [slice(a, a + size) for a in range(0, len(x), size)]
-    return torch.cat([_steepest(distance, x[p], grad[p], length, conjugate) for p in parts])
+    return torch.cat([
+        _steepest(distance, x[part], grad[part], length, conjugate) for part in distance.parts(x)
+    ])  # fmt: skip
 
 
 def _steepest(
@@ -215,11 +215,13 @@ class LPA(Attack):
         weight = torch.full_like(x[:, 0, 0, 0], 0.01)
         best = Best(x, measured(self, model, x, y, noise.fold("lpa image")))
         here = _started(x, noise.fold("lpa start"), self.random_start)
+        with torch.no_grad():
+            known = ball.between.features(x)
         for i in range(self.iterations):
             seen = measured(self, model, here, y, noise.fold("lpa", i))
             if watch is not None:
                 watch(i, seen)
-            apart, slope = _slope(ball, here, x)
+            apart, slope = ball.between.slope(here, known)
             outside = apart > ball.eps
             best = best.improved(here, seen, ~outside)
             grad = seen.grad - wide(weight * outside, x) * slope
@@ -231,15 +233,6 @@ class LPA(Attack):
         last = ball.project(here, x)
         best = best.improved(last, measured(self, model, last, y, noise.fold("lpa last")))
         return settled(self, model, best.x, last, y, noise)
-
-
-def _slope(ball: Perceptual, here: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances (B,) and their gradients by the first images, 0 where there is none."""
-    with torch.enable_grad():
-        leaf = here.detach().requires_grad_()
-        apart = ball.between(leaf, x)
-        (slope,) = torch.autograd.grad(apart.sum(), leaf)
-    return apart.detach(), torch.where(slope.isfinite(), slope, 0.0)
 
 
 def _walk(ball: Perceptual, here: Tensor, grad: Tensor, length: float) -> Tensor:
