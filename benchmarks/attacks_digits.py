@@ -30,7 +30,6 @@ ATTACKS = {
     "PGD from BPDA+EOT": f"--attack pgd --start bpda {GRADIENT}",
     "PGD from the score": f"--attack pgd --start score {GRADIENT}",
     "MI-PGD": f"--attack mi-pgd {GRADIENT}",
-    "VR-PGD": f"--attack vr-pgd {GRADIENT}",
     "APGD-CE": f"--attack apgd-ce {LONGER}",
     "APGD-DLR": f"--attack apgd-dlr {LONGER}",
     "APGD-T(3)": f"--attack apgd-t --targets 3 {GRADIENT}",
@@ -55,6 +54,7 @@ ATTACKS = {
     "SPSA": "--attack spsa --attack-steps 10",  # the dearest of all, so the last
 }
 GENERALISES = (  # the first contains the second: its robust accuracy should not be higher
+    ("MI-PGD", "PGD"),
     ("APGD-CE", "PGD, 50 steps"),
     ("DiffAttack", "APGD-CE"),
     ("DiffAttack, published", "APGD-CE"),

@@ -122,13 +122,12 @@ def test_momentum_by_hand():
     torch.testing.assert_close(out, here)
 
 
-@pytest.mark.parametrize("memory", ["momentum", "recursive"])
-def test_memory_lowers_variance_at_equal_calls(memory):
+def test_memory_lowers_variance_at_equal_calls():
     """At rest before a noisy slope, what is followed points nearer to the true one."""
     x, ball = 0.5 + 0.0 * pictures(60), L2(0.5)
     y, noise, near = torch.zeros(60, dtype=torch.int64), Noise.of(0, range(60)), []
     x = x + 0.1
-    for settings in ({"decay": 0.0}, {"memory": memory}):
+    for settings in ({"decay": 0.0}, {}):
         attack = MIPGD(eot=2, loss="margin", **settings)
         follow = attack._direction(Bent(), x, y, ball, noise, 0.1)
         for i in range(15):
@@ -137,20 +136,11 @@ def test_memory_lowers_variance_at_equal_calls(memory):
     assert near[1] > 1.3 * near[0] > 0.1
 
 
-def test_recursive_memory_follows_a_deterministic_gradient_exactly():
-    """Without noise the correction cancels what is old: it is PGD."""
-    x, y, noise = pictures(), torch.tensor([0, 1, 2]), Noise.of(0, range(3))
-    out = MIPGD(steps=6, eot=2, memory="recursive")(Shaky(0), x, y, L2(0.5), noise)
-    plain = MIPGD(steps=6, eot=1, decay=0.0)(Shaky(0), x, y, L2(0.5), noise)
-    torch.testing.assert_close(out, plain)
-
-
 def test_calls_are_those_promised():
     x, y, noise = pictures(), torch.tensor([0, 1, 2]), Noise.of(0, range(3))
     for attack, calls in (
         (DiffHammer(steps=5, eot=4), 6 * 4),
         (MIPGD(steps=5, eot=4), 6 * 4),
-        (MIPGD(steps=5, eot=4, memory="recursive"), 6 * 4 - 2),  # the first has no before
     ):
         model = Shaky()
         attack(model, x, y, Linf(0.1), noise)
@@ -160,10 +150,10 @@ def test_calls_are_those_promised():
 @pytest.mark.parametrize(
     "attack",
     [
-        DiffHammer(steps=8, eot=3), MIPGD(steps=8, eot=4), MIPGD(8, eot=4, memory="recursive"),
+        DiffHammer(steps=8, eot=3), MIPGD(steps=8, eot=4),
         MIPGD(8, eot=4, random_start=True), DiffHammer(4, eot=3, start=PGD(steps=4, eot=2)),
     ],
-    ids=["DiffHammer", "MIPGD", "recursive", "random", "started"],
+    ids=["DiffHammer", "MIPGD", "random", "started"],
 )  # fmt: skip
 @pytest.mark.parametrize("ball", [Linf(0.08), L2(0.4)], ids=["Linf", "L2"])
 def test_bound_accuracy_and_batch(attack, ball):
@@ -253,8 +243,6 @@ def test_errors():
         (DiffHammer, {"rounds": -1}, "rounds"),
         (DiffHammer, {"sharpness": -1.0}, "sharpness"),
         (DiffHammer, {"steps": 0}, "steps"),
-        (MIPGD, {"memory": "storm"}, "memory must be one of"),
-        (MIPGD, {"memory": "recursive", "eot": 1}, "eot of at least 2"),
         (MIPGD, {"decay": 2.0}, "decay"),
         (MIPGD, {"step_size": 0.0}, "step_size"),
         (MIPGD, {"loss": "mse"}, "loss must be one of"),

@@ -54,7 +54,6 @@ ATTACKS = {
     "APGD from PGD": (APGD(3, eot=2, start=PGD(2, eot=2)), BALL),
     "PGD to a target": (PGD(3, eot=2, target="runner_up", average="logits"), BALL),
     "MI-PGD": (MIPGD(3, eot=2), BALL),
-    "VR-PGD": (MIPGD(3, eot=2, memory="recursive"), BALL),
     "APGD": (APGD(5, eot=2, restarts=2), BALL),
     "APGD L1": (APGD(10, eot=2, shrinking=True), L1(3.0)),
     "APGD-T": (APGD(3, eot=2, loss="dlr", targets=2), L2(1.0)),

@@ -57,7 +57,6 @@ def options(line=""):
         ("--attack spsa", SPSA()),
         ("--attack rays --chunk 8", RayS(chunk=8)),
         ("--attack mi-pgd --eot 3", MIPGD(eot=3)),
-        ("--attack vr-pgd", MIPGD(memory="recursive")),
         ("--attack diffattack --eot 3", DiffAttack(APGD(eot=3))),
         ("--attack diffattack-published --eot 3", DiffAttack(APGD(eot=3), balanced=False)),
         ("--attack full-intermediate --loss dlr", FullIntermediate(APGD(eot=20, loss="dlr"))),

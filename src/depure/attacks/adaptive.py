@@ -1,4 +1,4 @@
-"""Attacks adapted to stochastic purifiers: stand-ins, vulnerable draws, remembered gradients."""
+"""Attacks adapted to stochastic purifiers: stand-ins, vulnerable draws, momentum."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -27,7 +26,6 @@ from depure.attacks.search import Best, check_search, improved, settled
 from depure.noise import Noise
 from depure.threat import Ball
 
-Memory = Literal["momentum", "recursive"]
 Direction = Callable[[int, Tensor], tuple[Expected, Tensor]]
 """Iteration and iterate to what is measured there and the gradient to follow."""
 
@@ -244,15 +242,10 @@ def weighted(grads: Tensor, weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MIPGD(_Walk):
-    """PGD with a memory of gradients, which damps their noise; not shown to be stronger than PGD.
+    """PGD with momentum (MI-FGSM; Dong et al., 1710.06081), which damps the gradients' noise.
 
-    - "momentum": MI-FGSM (Dong et al., 1710.06081): the direction is a sum of past gradients,
-      each over its L1 norm, the earlier ones discounted by `decay`.
-    - "recursive": the estimator of STORM (Cutkosky & Orabona, 1905.10018). Old gradients were
-      taken elsewhere; so the draws of an iteration are used at the last iterate too, and the
-      memory is moved by the difference: ``v = g(here) + decay * (v - g(before))``, both g under
-      the same draws. For equal calls these are half as many, eot / 2.
-
+    The direction is a sum of past gradients, each over its L1 norm, the earlier ones discounted
+    by `decay`. The published 1 never forgets, and is weaker than plain PGD where gradients turn.
     The proposal is the iterate of lowest mean accuracy (of highest mean loss among equals), or the
     last, see `settled`: 2 x 20 queries (2 x `eot`, if more) against a random defence.
 
@@ -260,9 +253,7 @@ class MIPGD(_Walk):
         steps: iterations; `steps + 1` times `eot` gradients.
         step_size: norm of one step; None takes the ball's default.
         eot: gradients of draws in every iteration (one, if all noise is known).
-        memory: "momentum" or "recursive".
-        decay: how much of the memory stays; None takes 1 for momentum, as published, and 0.75
-            for "recursive". 0 is plain PGD.
+        decay: how much of the memory stays: 0 is plain PGD, 1 as published.
         loss: "ce", "margin" or "dlr".
         random_start: begin at a random point of the ball rather than at the image.
         start: an attack from whose proposals to begin, say a `Transfer`.
@@ -270,14 +261,13 @@ class MIPGD(_Walk):
             memory only.
 
     Raises:
-        ValueError: a setting is out of range, or "recursive" has fewer than 2 draws.
+        ValueError: a setting is out of range.
     """
 
     steps: int = 50
     step_size: float | None = None
     eot: int = 10
-    memory: Memory = "momentum"
-    decay: float | None = None
+    decay: float = 0.5
     loss: str = "ce"
     random_start: bool = False
     start: Attack | None = None
@@ -285,41 +275,23 @@ class MIPGD(_Walk):
 
     def __post_init__(self) -> None:
         self._check()
-        if self.memory not in get_args(Memory):
-            raise ValueError(
-                f"memory must be one of {', '.join(get_args(Memory))}; got {self.memory!r}"
-            )
-        if self.decay is not None and not 0.0 <= self.decay <= 1.0:
+        if not 0.0 <= self.decay <= 1.0:
             raise ValueError(f"decay must lie in [0, 1]; got {self.decay}")
-        if self.memory == "recursive" and self.eot < 2:
-            raise ValueError(f"memory='recursive' needs eot of at least 2; got {self.eot}")
 
     def _direction(
         self, model: Model, x: Tensor, y: Tensor, ball: Ball, noise: Noise, step: float
     ) -> Direction:
-        recursive = self.memory == "recursive"
-        decay = (0.75 if recursive else 1.0) if self.decay is None else self.decay
-        draws = self.eot // 2 if recursive else self.eot
-        memory, before = torch.zeros_like(x), x
-
-        def measure(i: int, at: Tensor) -> Expected:
-            fresh = noise.fold("mipgd", i)
-            return expected_grad(model, at, y, LOSSES[self.loss], fresh, draws, chunk=self.chunk)
+        memory = torch.zeros_like(x)
 
         def follow(i: int, here: Tensor) -> tuple[Expected, Tensor]:
-            nonlocal memory, before
-            seen = measure(i, here)
-            if not recursive:
-                norm = seen.grad.flatten(1).abs().sum(1)
-                scaled = seen.grad / wide(torch.where(norm > 0, norm, 1.0), x)
-                new, known = decay * memory + scaled, seen.finite
-            elif i == 0:
-                new, known = seen.grad, seen.finite
-            else:
-                old = measure(i, before)
-                new = seen.grad + decay * (memory - old.grad)
-                known = seen.finite & old.finite
-            memory, before = pick(known, new, memory), here
+            nonlocal memory
+            fresh = noise.fold("mipgd", i)
+            seen = expected_grad(
+                model, here, y, LOSSES[self.loss], fresh, self.eot, chunk=self.chunk
+            )
+            norm = seen.grad.flatten(1).abs().sum(1)
+            scaled = seen.grad / wide(torch.where(norm > 0, norm, 1.0), x)
+            memory = pick(seen.finite, self.decay * memory + scaled, memory)
             return seen, memory
 
         return follow

@@ -41,7 +41,6 @@ _PRESETS: dict[str, Attack] = {
     "pgd": PGD(),
     "pgd200+eot20": PGD.strong(),
     "mi-pgd": MIPGD(),
-    "vr-pgd": MIPGD(memory="recursive"),
     "apgd-ce": APGD(eot=20),
     "apgd-dlr": APGD(loss="dlr", eot=20),
     "apgd-t": replace(APGD.targeted(), eot=20),

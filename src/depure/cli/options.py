@@ -14,7 +14,7 @@ import yaml
 Command = Callable[..., Any]
 
 ATTACKS = (
-    "pgd", "pgd200+eot20", "mi-pgd", "vr-pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "bpda",
+    "pgd", "pgd200+eot20", "mi-pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "bpda",
     "transfer", "diffattack", "diffattack-published", "full-intermediate", "diffhammer", "square",
     "spsa", "rays", "stadv", "recolor", "ppgd", "lpa", "low-frequency", "autoattack",
     "autoattack-rand", "autoattack-stochastic", "autoattack-fixed", "strongest",
@@ -225,8 +225,8 @@ attack = _stack(
             "--attack",
             default="pgd",
             type=click.Choice(list(ATTACKS)),
-            help="pgd is ADDT's (20 steps, EoT 10), mi- with momentum, vr- with gradients "
-            "remembered; apgd finds its step sizes; fab looks for the smallest change; bpda and "
+            help="pgd is ADDT's (20 steps, EoT 10), mi- with momentum; "
+            "apgd finds its step sizes; fab looks for the smallest change; bpda and "
             "transfer attack something simpler; diffattack and full-intermediate also disturb "
             "the purifier's steps (-published: with the paper's weights); "
             "diffhammer follows the draws that can be won; square, spsa "
