@@ -73,9 +73,13 @@ class Noise:
         return self.keys.shape[0]
 
     def __getitem__(self, rows: slice | Tensor | Sequence[int]) -> Noise:
-        """The noise of some rows: `noise[2:4]` gives rows 2 and 3 the numbers they have here."""
+        """The noise of some rows: `noise[2:4]` gives rows 2 and 3 the numbers they have here.
+
+        Rows may lie on another device than the keys.
+        """
         if isinstance(rows, int):
             raise ValueError(f"rows must be a slice or a list; got {rows}: use [{rows}:{rows + 1}]")
+        rows = rows.to(self.keys.device) if isinstance(rows, Tensor) else rows
         select = rows if isinstance(rows, slice | Tensor) else list(rows)
         held = {stage: h.rows(h.keys[select]) for stage, h in self._held.items()}
         return Noise(self.keys[select], held)

@@ -219,7 +219,7 @@ class _Task:
 
     def of(self, rows: Tensor) -> _Task:
         x, y, begun = self.x[rows], self.y[rows], self.begun[rows]
-        return replace(self, x=x, y=y, begun=begun, noise=self.noise[rows.cpu()])
+        return replace(self, x=x, y=y, begun=begun, noise=self.noise[rows])
 
     def logits(self, x: Tensor, noise: Noise, draws: int) -> Tensor:
         """Logits (B, draws, K); one draw if all would be the same."""

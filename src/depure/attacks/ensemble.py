@@ -17,7 +17,7 @@ from depure.attacks.base import Attack, Watch, calls_of_watch
 from depure.attacks.climb import better
 from depure.attacks.expected import Expected
 from depure.attacks.model import Model
-from depure.attacks.queries import ask, check_counts, check_share, is_random, pick, told
+from depure.attacks.queries import ask, check_counts, check_share, is_random, told
 from depure.noise import Noise
 from depure.threat import Ball
 
@@ -61,7 +61,7 @@ class Case:
 
     def of(self, rows: Tensor) -> Case:
         """Some images alone."""
-        return replace(self, x=self.x[rows], y=self.y[rows], noise=pick(self.noise, rows))
+        return replace(self, x=self.x[rows], y=self.y[rows], noise=self.noise[rows])
 
     def score(self, points: Tensor, noise: Noise, draws: int, chunk: int | None) -> Score:
         """Score one point per image, (B, C, H, W), on draws of this noise."""

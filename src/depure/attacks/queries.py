@@ -72,7 +72,7 @@ def _ask(
     found = []
     for a in range(0, len(place), chunk):
         part = slice(a, a + chunk)
-        logits = model(flat[place[part]], pick(rows, draw[part]))
+        logits = model(flat[place[part]], rows[draw[part]])
         _check_classes(logits)
         right = logits.argmax(1) == truth[part]
         found.append(torch.stack([margin(logits, truth[part]), right]).to(points.dtype))
@@ -83,11 +83,6 @@ def _ask(
 def is_random(model: Model, noise: Noise) -> bool:
     """Whether two queries of the same image may differ."""
     return distinct_draws(model.stages, noise, 2) > 1
-
-
-def pick(noise: Noise, rows: Tensor) -> Noise:
-    """The noise of some rows, wherever their numbers lie."""
-    return noise[rows.to(noise.keys.device)]
 
 
 def signs(noise: Noise, stage: str, like: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from depure.attacks.queries import (
     check_counts,
     check_share,
     is_random,
-    pick,
     told,
 )
 from depure.noise import Noise
@@ -87,7 +86,7 @@ class RayS(Attack):
             rows = (random | (rays.best > ball.eps)).nonzero()[:, 0]
             if len(rows):
                 point = rays.point(x)[rows]
-                fresh = pick(noise.fold("query", i) if random else noise, rows)
+                fresh = (noise.fold("query", i) if random else noise)[rows]
                 answer = ask(model, point[:, None], y[rows], fresh, self.eot, self.chunk)
                 wrong = torch.zeros_like(rays.best, dtype=torch.bool)
                 wrong[rows] = answer.accuracy[:, 0] < 0.5

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from depure.attacks.base import Attack, Watch
+from depure.attacks.climb import pick
 from depure.attacks.expected import rows_at_once
 from depure.attacks.model import Model
 from depure.attacks.queries import (
@@ -18,18 +19,16 @@ from depure.attacks.queries import (
     check_counts,
     check_share,
     is_random,
-    pick,
     signs,
     told,
 )
+from depure.attacks.search import Adam
 from depure.noise import Noise
 from depure.threat import L2, Ball, Linf
 
 Rule = Literal["adam", "ascend"]
 
 _ADAM_RATE, _PUBLISHED = 0.01, 8 / 255  # the published rate, and the eps that it goes with
-_BETAS = (0.9, 0.999)
-_TINY = 1e-8
 _LOOKS = 10  # draws for the trace at each iterate of a random defence: little beside the samples
 
 
@@ -98,8 +97,7 @@ class SPSA(Attack):
         """
         check_ball(self, ball, (Linf, L2))
         rule, lr = self._rule(ball)
-        adam = _Adam(torch.zeros_like(x), torch.zeros_like(x))
-        x_adv, random = x.clone(), is_random(model, noise)
+        adam, x_adv, random = Adam.like(x), x, is_random(model, noise)
         for i in range(self.steps):
             fresh = noise.fold("spsa", i)
             looks = _LOOKS if random else 1
@@ -107,14 +105,15 @@ class SPSA(Attack):
             measured = told(x, here.margin[:, 0], here.accuracy[:, 0])
             rows = (random | (measured.accuracy > 0)).nonzero()[:, 0]
             if len(rows):
-                grad = self._gradient(model, x_adv[rows], y[rows], pick(fresh, rows))
+                grad = self._gradient(model, x_adv[rows], y[rows], fresh[rows])
                 finite = grad.flatten(1).isfinite().all(1)
                 measured.finite[rows] = finite
-                rows, grad = rows[finite], grad[finite]
-                whole = torch.zeros_like(x).index_copy(0, rows, grad)
+                whole = torch.zeros_like(x).index_copy(0, rows[finite], grad[finite])
                 measured = measured._replace(grad=whole)
-                step = adam.step(i, rows, grad) if rule == "adam" else ball.ascend(grad)
-                x_adv[rows] = ball.project(x_adv[rows] + lr * step, x[rows])
+                moves = torch.zeros_like(measured.finite).index_fill(0, rows[finite], True)
+                adam = adam.heard(whole, moves)
+                step = adam.step() if rule == "adam" else ball.ascend(whole)
+                x_adv = pick(moves, ball.project(x_adv + lr * step, x), x_adv)
             if watch is not None:
                 watch(i, measured)
         return x_adv
@@ -137,7 +136,7 @@ class SPSA(Attack):
         size = max(1, rows_at_once(x) // 2)
         for a in range(0, self.samples, size):
             block = torch.arange(a, min(a + size, self.samples))
-            rows = pick(every, (first + block).flatten())
+            rows = every[(first + block).flatten()]
             total += self._slopes(model, x, y, rows, len(block))
         return total / self.samples
 
@@ -150,20 +149,3 @@ class SPSA(Attack):
         answer = ask(model, pair, y.repeat_interleave(n), rows, self.eot, self.chunk).margin
         rise = (answer[:, 0] - answer[:, 1]).view(-1, 1, 1, 1)
         return (rise / (up - down)).view(len(x), n, *x.shape[1:]).sum(1)
-
-
-@dataclass(eq=False)
-class _Adam:
-    """Adam's two moments of each image (Kingma & Ba, 1412.6980, algorithm 1)."""
-
-    first: Tensor
-    second: Tensor
-
-    def step(self, i: int, rows: Tensor, grad: Tensor) -> Tensor:
-        """The step of unit learning rate, up the gradient."""
-        a, b = _BETAS
-        self.first[rows] = a * self.first[rows] + (1.0 - a) * grad
-        self.second[rows] = b * self.second[rows] + (1.0 - b) * grad.square()
-        mean = self.first[rows] / (1.0 - a ** (i + 1))
-        spread = self.second[rows] / (1.0 - b ** (i + 1))
-        return mean / (spread.sqrt() + _TINY)

@@ -20,7 +20,6 @@ from depure.attacks.queries import (
     check_counts,
     check_share,
     is_random,
-    pick,
     told,
 )
 from depure.noise import Noise
@@ -133,7 +132,7 @@ class _Search:
         self.wrong = torch.where(self.accuracy == 0, self.draws, 0)
 
     def _ask(self, name: str, i: int, rows: Tensor, points: Tensor) -> Answer:
-        noise = pick(self.noise.fold(name, i) if self.random else self.noise, rows)
+        noise = (self.noise.fold(name, i) if self.random else self.noise)[rows]
         return ask(self.model, points, self.y[rows], noise, self.attack.eot, self.attack.chunk)
 
     def step(self, i: int) -> tuple[Tensor, Tensor]:
@@ -158,7 +157,7 @@ class _Search:
         return before
 
     def _propose(self, i: int, rows: Tensor, best: Tensor) -> Tensor:
-        x, noise = self.x[rows], pick(self.noise, rows)
+        x, noise = self.x[rows], self.noise[rows]
         side = self.attack.side(i, self.ball, *x.shape[2:])
         # Places of two squares, the turn of a pattern, and one sign per channel.
         u = noise.uniform("square", i, x.new_empty(len(x), 5 + x.shape[1]))
