@@ -242,21 +242,25 @@ def test_every_counts_from_the_end(defence):
 # --- a loss at every step ----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("balanced", [True, False])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_full_intermediate_by_hand(defence, loss):
+def test_full_intermediate_by_hand(defence, loss, balanced):
     """Weighted losses of the states; the gradient is that of plain autograd."""
-    x, attack = pictures(), FullIntermediate(PGD(1, eot=2, loss=loss), 0.7, 2.0, 0.5)
+    x, attack = pictures(), FullIntermediate(PGD(1, eot=2, loss=loss), 0.7, balanced, 2.0, 0.5)
     seen = first_gradient(attack, defence(rounds=2, backprop=Checkpoint(0)))
     leaf, model = x.clone().requires_grad_(), defence(rounds=2, backprop=Full())
     weights = [1 / 9 / 2**0.5, 1 / 4 / 2**0.5, 1 / 2**0.5, 1 / 9, 1 / 4]
-    values = x.new_zeros(3)
+    told, raised = x.new_zeros(3), 0.0
     for i, (logits, points) in draws_of(model, leaf):
         value = LOSSES[loss](logits, Y[i : i + 1])
+        (slope,) = torch.autograd.grad(value.sum(), logits, retain_graph=True)
+        term = 0.0
         for w, p in zip(weights, points[:-1], strict=True):
-            value = value + 0.7 * w * LOSSES[loss](model.classifier(p.state), Y[i : i + 1])
-        values = values + nn.functional.one_hot(torch.tensor(i), 3) * value / 2
-    (grad,) = torch.autograd.grad(values.sum(), leaf)
-    torch.testing.assert_close(seen.loss, values.detach(), rtol=1e-10, atol=1e-10)
+            term = term + 0.7 * w * LOSSES[loss](model.classifier(p.state), Y[i : i + 1])
+        raised = raised + (value + term * (slope.norm() if balanced else 1.0)).sum() / 2
+        told[i] += (value if balanced else value + term).detach().sum() / 2
+    (grad,) = torch.autograd.grad(raised, leaf)
+    torch.testing.assert_close(seen.loss, told, rtol=1e-10, atol=1e-10)
     assert (seen.grad - grad).norm() < 1e-10 * grad.norm()
 
 

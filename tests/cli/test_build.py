@@ -60,6 +60,10 @@ def options(line=""):
         ("--attack diffattack --eot 3", DiffAttack(APGD(eot=3))),
         ("--attack diffattack-published --eot 3", DiffAttack(APGD(eot=3), balanced=False)),
         ("--attack full-intermediate --loss dlr", FullIntermediate(APGD(eot=20, loss="dlr"))),
+        (
+            "--attack full-intermediate-published",
+            FullIntermediate(APGD(eot=20), balanced=False),
+        ),
         ("--attack diffhammer --attack-steps 9", DiffHammer(steps=9)),
         ("--attack stadv --attack-steps 9", StAdv(steps=9)),
         ("--attack recolor --eot 2", ReColorAdv(eot=2)),

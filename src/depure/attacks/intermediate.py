@@ -27,6 +27,7 @@ class _OnTheWay(Attack):
 
     attack: Attack
     weight: float
+    balanced: bool
 
     @property
     def iterations(self) -> int:
@@ -68,13 +69,15 @@ class _OnTheWay(Attack):
         self, model: Traced, x: Tensor, noise: Noise, y: Tensor, loss: Loss
     ) -> tuple[Tensor, Tensor]:
         logits, points = model.trace(x, noise)
-        return logits, self.weight * self._term(model, points, logits, y, loss)
+        term = self.weight * self._term(model, points, y, loss)
+        if self.balanced:
+            term = _steepness(logits, y, loss) * term
+            term = term - term.detach()  # worth nothing, but it has a gradient
+        return logits, term
 
     @abstractmethod
-    def _term(
-        self, model: Traced, points: Sequence[Waypoint], logits: Tensor, y: Tensor, loss: Loss
-    ) -> Tensor:
-        """What is to be raised beside the loss of the logits, (B,)."""
+    def _term(self, model: Traced, points: Sequence[Waypoint], y: Tensor, loss: Loss) -> Tensor:
+        """What is to be raised beside the loss, (B,)."""
 
     def _check(self, *numbers: str) -> None:
         if not isinstance(self.attack, Attack) or isinstance(self.attack, _OnTheWay | DiffHammer):
@@ -86,6 +89,15 @@ class _OnTheWay(Attack):
             value = getattr(self, name)
             if not 0.0 <= value < math.inf:
                 raise ValueError(f"{name} must be at least 0 and finite; got {value}")
+
+
+def _steepness(logits: Tensor, y: Tensor, loss: Loss) -> Tensor:
+    """Norm (B,) of the loss's derivative by the logits (B, K), a constant."""
+    leaf = logits.detach().requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(loss(leaf, y).sum(), leaf)
+    steepness: Tensor = slope.norm(dim=1)
+    return steepness
 
 
 @dataclass(frozen=True)
@@ -102,9 +114,9 @@ class DiffAttack(_OnTheWay):
 
     As published it is weaker than its inner attack where the classifier is sure of itself: the
     cross-entropy's gradient vanishes there, the term's does not and takes over, and the attack
-    keeps what deviates most. `balanced`, which is our default, weighs the term of every draw by
-    the norm of the loss's derivative by the logits, so that both grow and vanish together, and
-    lets it guide steps only: what is best is judged by the loss alone.
+    keeps what deviates most. `balanced`, our default, weighs the term of every draw by the norm of
+    the loss's derivative by the logits, so that both grow and vanish together, and lets it guide
+    steps only: what is best is judged by the loss alone.
 
     The paper leaves open, and is settled here so:
 
@@ -144,23 +156,8 @@ class DiffAttack(_OnTheWay):
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
             raise ValueError(f"every must be at least 1, a whole number; got {self.every}")
 
-    def _term(
-        self, model: Traced, points: Sequence[Waypoint], logits: Tensor, y: Tensor, loss: Loss
-    ) -> Tensor:
-        term = deviation(points[::-1][:: self.every], self.detach)
-        if not self.balanced:
-            return term
-        guide = _steepness(logits, y, loss) * term
-        return guide - guide.detach()  # worth nothing, but it has a gradient
-
-
-def _steepness(logits: Tensor, y: Tensor, loss: Loss) -> Tensor:
-    """Norm (B,) of the loss's derivative by the logits (B, K), a constant."""
-    leaf = logits.detach().requires_grad_()
-    with torch.enable_grad():
-        (slope,) = torch.autograd.grad(loss(leaf, y).sum(), leaf)
-    steepness: Tensor = slope.norm(dim=1)
-    return steepness
+    def _term(self, model: Traced, points: Sequence[Waypoint], y: Tensor, loss: Loss) -> Tensor:
+        return deviation(points[::-1][:: self.every], self.detach)
 
 
 def deviation(points: Sequence[Waypoint], detach: bool = False) -> Tensor:
@@ -185,7 +182,8 @@ class FullIntermediate(_OnTheWay):
     state with n reverse steps to come in its round, and m rounds after it, weighs
     ``(n + 1) ** -power * (m + 1) ** -round_power``, the end weighs 1. There the weights are scaled
     to sum 1, which a step of fixed norm undoes; here they are not. DiffAttack's authors advise
-    against such losses (2311.16124, section 3.2): the classifier was not made for noise.
+    against such losses (2311.16124, section 3.2): the classifier was not made for noise. Our
+    default is `balanced`, as in `DiffAttack`.
 
     It costs the network calls of the inner attack, and two forward passes of the classifier a
     step, as each is recomputed going back to bound memory.
@@ -193,6 +191,7 @@ class FullIntermediate(_OnTheWay):
     Args:
         attack: which attack raises the objective; any that follows gradients of a loss.
         weight: of all states but the end; 0 leaves the inner attack.
+        balanced: the term follows the size of the loss's gradient; False is as published.
         power: how fast weights fall with the steps to come.
         round_power: how fast they fall with the rounds to come.
 
@@ -201,20 +200,19 @@ class FullIntermediate(_OnTheWay):
 
     Example:
         >>> FullIntermediate(PGD(steps=20, eot=5))  # doctest: +ELLIPSIS
-        FullIntermediate(attack=PGD(steps=20, ...), weight=1.0, power=0.5, round_power=0.25)
+        FullIntermediate(attack=PGD(steps=20, ...), weight=1.0, balanced=True, power=0.5, ...)
     """
 
     attack: Attack = field(default_factory=PGD)
     weight: float = 1.0
+    balanced: bool = True
     power: float = 0.5
     round_power: float = 0.25
 
     def __post_init__(self) -> None:
         self._check("power", "round_power")
 
-    def _term(
-        self, model: Traced, points: Sequence[Waypoint], logits: Tensor, y: Tensor, loss: Loss
-    ) -> Tensor:
+    def _term(self, model: Traced, points: Sequence[Waypoint], y: Tensor, loss: Loss) -> Tensor:
         def raised(state: Tensor) -> Tensor:
             return loss(model.classifier(state), y)
 

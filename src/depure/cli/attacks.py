@@ -48,6 +48,7 @@ _PRESETS: dict[str, Attack] = {
     "diffattack": APGD(eot=20),
     "diffattack-published": APGD(eot=20),
     "full-intermediate": APGD(eot=20),
+    "full-intermediate-published": APGD(eot=20),
     "bpda": PGD(50, eot=15, average="logits"),
     "transfer": APGD(),
     "diffhammer": DiffHammer(),
@@ -105,8 +106,8 @@ def build_attack(
     match options["attack"]:
         case "diffattack" | "diffattack-published":
             return DiffAttack(attack, balanced=options["attack"] == "diffattack")
-        case "full-intermediate":
-            return FullIntermediate(attack)
+        case "full-intermediate" | "full-intermediate-published":
+            return FullIntermediate(attack, balanced=options["attack"] == "full-intermediate")
         case "bpda" | "transfer":
             return _elsewhere(attack, options, model)
     return attack

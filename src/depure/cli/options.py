@@ -14,10 +14,10 @@ import yaml
 Command = Callable[..., Any]
 
 ATTACKS = (
-    "pgd", "pgd200+eot20", "mi-pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "bpda",
-    "transfer", "diffattack", "diffattack-published", "full-intermediate", "diffhammer", "square",
-    "spsa", "rays", "stadv", "recolor", "ppgd", "lpa", "low-frequency", "autoattack",
-    "autoattack-rand", "autoattack-stochastic", "autoattack-fixed", "strongest",
+    "pgd", "pgd200+eot20", "mi-pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "bpda", "transfer",
+    "diffattack", "diffattack-published", "full-intermediate", "full-intermediate-published",
+    "diffhammer", "square", "spsa", "rays", "stadv", "recolor", "ppgd", "lpa", "low-frequency",
+    "autoattack", "autoattack-rand", "autoattack-stochastic", "autoattack-fixed", "strongest",
 )  # fmt: skip
 
 
