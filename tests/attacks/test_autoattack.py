@@ -10,6 +10,7 @@ from depure.attacks import (
     APGD,
     FAB,
     PGD,
+    DiffHammer,
     Ensemble,
     FixedAutoAttack,
     Square,
@@ -204,6 +205,8 @@ def _cost(attack, random):
     draws = attack.eot if random else 1
     if isinstance(attack, PGD):
         return attack.steps * draws
+    if isinstance(attack, DiffHammer):
+        return (attack.steps + 1) * draws + 2 * max(20, draws)
     if isinstance(attack, Square):
         return (attack.steps + 1) * 2 * draws if random else attack.steps + 2
     judged = (attack.restarts + 1) * (max(20, draws) if random else 1)
@@ -215,12 +218,14 @@ def test_the_battery_grows_with_the_budget():
         return [type(m).__name__ for m in strongest(calls, **more).members]
 
     bare = Bare().eval()
-    assert kinds(120) == ["PGD", "Square"]
-    assert kinds(4000) == ["PGD", "APGD", "APGD", "Square"]
-    assert kinds(4000, classifier=bare) == ["PGD", "APGD", "APGD", "Transfer", "Square"]
+    assert kinds(120, random=False) == ["PGD", "APGD", "APGD", "Square"]
+    assert kinds(120) == ["DiffHammer", "Square"]
+    assert kinds(4000) == ["DiffHammer", "APGD", "APGD", "Square"]
+    assert kinds(4000, random=False) == ["PGD", "APGD", "APGD", "Square"]
+    assert kinds(4000, classifier=bare) == ["DiffHammer", "APGD", "APGD", "Transfer", "Square"]
     assert kinds(4000, ball=L1(12), classifier=bare) == ["APGD", "APGD", "Transfer"]
     members = strongest(16_000).members
-    assert (members[0].steps, members[0].eot) == (245, 20)
+    assert (members[0].steps, members[0].eot) == (324, 20)
     assert [m.loss for m in strongest(4000, classes=2).members[1:3]] == ["ce", "margin"]
     runs = strongest(200_000, random=False).members[1]
     assert runs.restarts > 100

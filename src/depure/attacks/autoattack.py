@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from depure.attacks.adaptive import DiffHammer
 from depure.attacks.apgd import APGD
 from depure.attacks.base import Attack, Watch, calls_of_watch
 from depure.attacks.ensemble import (
@@ -203,9 +204,17 @@ class _Purse:
 
     def pgd(self, calls: int) -> Attack | None:
         steps, eot = self.split(calls)
-        if steps < _FEWEST or isinstance(self.ball, L1):
+        if steps < _FEWEST:
             return None
         return PGD(min(steps, _LONGEST), eot=eot)
+
+    def hammer(self, calls: int) -> Attack | None:
+        """PGD where nothing is random or the calls are too few."""
+        _, eot = self.split(calls)
+        steps = (calls - 2 * max(eot, JUDGE_DRAWS)) // eot - 1
+        if not self.random or steps < _FEWEST:
+            return self.pgd(calls)
+        return DiffHammer(min(steps, _LONGEST), eot=eot)
 
     def apgd(self, calls: int, loss: str, random: bool | None = None) -> APGD | None:
         """As many runs of 200 steps as there are calls for, or one that is shorter."""
@@ -226,19 +235,20 @@ class _Purse:
     def square(self, calls: int) -> Attack | None:
         pairs, eot = self.split(calls // 2)
         steps = pairs - 1 if self.random else calls - 2
-        if steps < _FEWEST or isinstance(self.ball, L1):
+        if steps < _FEWEST:
             return None
         return Square(min(steps, 10 * _LONGEST), eot)
 
     def members(self) -> list[tuple[float, Callable[[int], Attack | None]]]:
         """Shares of the calls and what they buy, in order."""
-        return [
-            (0.30, self.pgd),
+        apgd: list[tuple[float, Callable[[int], Attack | None]]] = [
             (0.30, lambda calls: self.apgd(calls, "ce")),
-            (0.20, lambda calls: self.apgd(calls, _dlr(self.classes))),
+            (0.10, lambda calls: self.apgd(calls, _dlr(self.classes))),
             (0.05, self.transfer),
-            (0.15, self.square),
         ]
+        if isinstance(self.ball, L1):
+            return apgd
+        return [(0.40, self.hammer), *apgd, (0.15, self.square)]
 
 
 def strongest(
@@ -251,11 +261,11 @@ def strongest(
 ) -> Ensemble:
     """The battery for a budget of network calls, strongest per call first.
 
-    PGD with EoT (0.30 of the calls), APGD-CE (0.30), APGD-DLR (0.20), transfer of APGD-CE from
-    the undefended classifier (0.05) and Square (0.15), after 0.15 of all for comparing their
-    proposals and confirming what is broken. A member that is not to be had for its share (or does
-    not attack L1, as PGD and Square) is left out, and the others share its calls. Calls are split
-    into about ten steps for every EoT draw, up to 20 draws.
+    DiffHammer (0.40 of the calls; PGD where nothing is random), APGD-CE (0.30), APGD-DLR (0.10),
+    transfer of APGD-CE from the undefended classifier (0.05) and Square (0.15), after 0.15 of all
+    for comparing their proposals and confirming what is broken. A member that is not to be had for
+    its share (or is not made for L1, as all but APGD) is left out, and the others share its calls.
+    Calls are split into about ten steps for every EoT draw, up to 20 draws.
 
     A call is one image through the defence (or the bare classifier) once, under one draw; gradients
     cost a backward pass each besides. No image ever costs more than `calls`, and one that leaves
@@ -274,7 +284,7 @@ def strongest(
 
     Example:
         >>> [type(m).__name__ for m in strongest(4000).members]
-        ['PGD', 'APGD', 'APGD', 'Square']
+        ['DiffHammer', 'APGD', 'APGD', 'Square']
     """
     _check_classes(classes)
     purse = _Purse(ball or Linf(), classes, random, classifier)
