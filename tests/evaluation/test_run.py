@@ -7,7 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from depure.attacks import FAB, PGD, Ensemble, StandIn, Transfer, autoattack
+from depure.attacks import (
+    APGD,
+    FAB,
+    PGD,
+    DiffAttack,
+    DiffHammer,
+    Ensemble,
+    LowFrequency,
+    StandIn,
+    Transfer,
+    autoattack,
+)
 from depure.data import Images
 from depure.evaluation import Evaluation, evaluate
 from depure.evaluation.checks import _doubled
@@ -302,6 +313,33 @@ def test_an_attack_with_a_start_is_traced_and_checked(images):
     for one in (past, Ensemble((past, PGD(steps=2)), judge_draws=3)):
         named = [c["name"] for c in evaluate(MODEL, images, one, THREAT, **SETTINGS).card["checks"]]
         assert "transfer" in named
+
+
+@pytest.mark.parametrize(
+    ("attack", "rises", "fresh"),
+    [
+        (ATTACK, True, True),
+        (Ensemble((FAB(2, steps=2),), judge_draws=3), True, True),
+        (DiffHammer(steps=2, eot=2), True, True),
+        (FAB(2, steps=2, eot=2), False, False),
+        (Transfer(ATTACK, Head().eval()), True, False),
+        (Transfer(FAB(2, steps=2, eot=2), Head().eval()), False, False),
+        (StandIn(ATTACK, Defended(BPDA(Jitter()), Head())), True, False),
+        (LowFrequency(steps=2, eot=2, kernels=()), True, False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_trace_is_asked_only_what_it_can_answer(images, attack, rises, fresh):
+    """Its last words may be of another aim, another model or points outside the bound."""
+    card = evaluate(MODEL, images, attack, THREAT, **{**SETTINGS, "check_images": 0}).card
+    names = {c["name"] for c in card["checks"]}
+    assert ("loss rises" in names) == rises
+    assert ("fresh draws" in names) == fresh
+
+
+def test_what_is_heard_of_targeted_attacks():
+    one, two = (APGD(loss="dlr", targets=n) for n in (1, 2))
+    assert (one.heard, two.heard, DiffAttack(two).heard) == ("proposal", "aims", "aims")
 
 
 def test_journals_that_are_left_over_are_deleted(images, tmp_path):

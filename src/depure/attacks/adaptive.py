@@ -12,10 +12,12 @@ from torch import Tensor
 
 from depure.attacks.base import (
     Attack,
+    Heard,
     Watch,
     beginning,
     calls_of_watch,
     check_start,
+    elsewhere,
 )
 from depure.attacks.climb import pick, wide
 from depure.attacks.expected import Expected, distinct_draws, expected_grad
@@ -64,6 +66,11 @@ class StandIn(Attack):
         if not isinstance(self.attack, Attack):
             raise ValueError(f"attack must be an attack; got {self.attack!r}")
         check_counts(self, "judge_draws")
+
+    @property
+    def heard(self) -> Heard:
+        """The attack on the source."""
+        return elsewhere(self.attack)
 
     @property
     def iterations(self) -> int:

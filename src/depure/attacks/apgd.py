@@ -12,7 +12,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from depure.attacks.base import Attack, Watch, beginning
+from depure.attacks.base import Attack, Heard, Watch, beginning
 from depure.attacks.climb import Climb, Control, Halving, Sparse, better, pick, wide
 from depure.attacks.expected import (
     JUDGE_DRAWS,
@@ -117,6 +117,11 @@ class APGD(Attack):
     def targeted(targets: int = 9) -> APGD:
         """APGD-T of AutoAttack: the targeted DLR loss at the 9 likeliest wrong classes in turn."""
         return APGD(loss="dlr", targets=targets)
+
+    @property
+    def heard(self) -> Heard:
+        """The aims one after another, if there are several."""
+        return "aims" if self.targets > 1 else "proposal"
 
     @property
     def iterations(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from depure.attacks.adaptive import DiffHammer
 from depure.attacks.apgd import APGD
-from depure.attacks.base import Attack, Watch, calls_of_watch
+from depure.attacks.base import Attack, Heard, Watch, calls_of_watch, elsewhere
 from depure.attacks.ensemble import (
     Cascade,
     Case,
@@ -145,6 +145,11 @@ class Transfer(Attack):
 
     attack: Attack
     classifier: nn.Module = field(repr=False)
+
+    @property
+    def heard(self) -> Heard:
+        """The attack on the classifier."""
+        return elsewhere(self.attack)
 
     @property
     def iterations(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -11,6 +11,10 @@ from depure.attacks.expected import Expected
 from depure.attacks.model import Model
 from depure.noise import Noise
 from depure.threat import Ball
+
+Heard = Literal["proposal", "search", "aims"]
+"""What a watch hears last: of the defence near what is proposed; of another model or outside the
+bound; or of the last of several aims, each with a loss of its own."""
 
 
 class Watch(Protocol):
@@ -35,10 +39,20 @@ class Attack(ABC):
     ) -> Tensor:
         """Adversarial images (B, C, H, W) in the ball around x, aiming at a label other than y."""
 
+    @property
+    def heard(self) -> Heard:
+        """What its watch hears last, which says what its trace can be compared with."""
+        return "proposal"
+
 
 def calls_of_watch(attack: Attack) -> int:
     """How often an attack calls its watch."""
     return int(getattr(attack, "iterations", getattr(attack, "steps", 1)))
+
+
+def elsewhere(attack: Attack) -> Heard:
+    """What is heard of an attack on another model in the defence's place."""
+    return "aims" if attack.heard == "aims" else "search"
 
 
 class Started(Protocol):

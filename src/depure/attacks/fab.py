@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from depure.attacks.base import Attack, Watch
+from depure.attacks.base import Attack, Heard, Watch
 from depure.attacks.expected import Expected, expected_grad, sampled_logits
 from depure.attacks.halfspace import onto_plane
 from depure.attacks.losses import margin, pair
@@ -85,6 +85,11 @@ class FAB(Attack):
             raise ValueError(f"beta must lie inside (0, 1); got {self.beta}")
         if not 0.0 < self.below <= 1.0:
             raise ValueError(f"below must be a share of draws in (0, 1]; got {self.below}")
+
+    @property
+    def heard(self) -> Heard:
+        """Points on the boundary, in the bound or not, class by class."""
+        return "aims"
 
     @property
     def iterations(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from depure.attacks.adaptive import DiffHammer
-from depure.attacks.base import Attack, Watch, calls_of_watch
+from depure.attacks.base import Attack, Heard, Watch, calls_of_watch
 from depure.attacks.losses import Loss
 from depure.attacks.model import Model, Traced, WithTerm
 from depure.attacks.pgd import PGD
@@ -28,6 +28,11 @@ class _OnTheWay(Attack):
     attack: Attack
     weight: float
     balanced: bool
+
+    @property
+    def heard(self) -> Heard:
+        """That of the attack."""
+        return self.attack.heard
 
     @property
     def iterations(self) -> int:

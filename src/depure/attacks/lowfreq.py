@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from depure.attacks.base import Attack, Watch
+from depure.attacks.base import Attack, Heard, Watch
 from depure.attacks.climb import pick, wide
 from depure.attacks.expected import Average
 from depure.attacks.features import Perceptual
@@ -82,6 +82,11 @@ class LowFrequency(Attack):
             raise ValueError(f"filter_lr must be positive and finite; got {self.filter_lr}")
         if not isinstance(self.kernels, tuple) or any(k < 1 or k % 2 == 0 for k in self.kernels):
             raise ValueError(f"kernels must be a tuple of odd widths; got {self.kernels}")
+
+    @property
+    def heard(self) -> Heard:
+        """Iterates in the bound or not."""
+        return "search"
 
     @property
     def iterations(self) -> int:

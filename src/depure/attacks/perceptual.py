@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from depure.attacks.base import Attack, Watch
+from depure.attacks.base import Attack, Heard, Watch
 from depure.attacks.climb import pick, wide
 from depure.attacks.expected import Average
 from depure.attacks.features import FeatureDistance, Perceptual
@@ -194,6 +194,11 @@ class LPA(Attack):
         check_search(self)
         check_counts(self, "rounds")
         _check_step(self.step)
+
+    @property
+    def heard(self) -> Heard:
+        """Iterates in the bound or not."""
+        return "search"
 
     @property
     def iterations(self) -> int:
