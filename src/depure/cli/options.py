@@ -228,7 +228,7 @@ attack = _stack(
             help="pgd is ADDT's (20 steps, EoT 10), mi- with momentum; "
             "apgd finds its step sizes; fab looks for the smallest change; bpda and "
             "transfer attack something simpler; diffattack and full-intermediate also disturb "
-            "the purifier's steps (-published: with the paper's weights); "
+            "the purifier's steps (-published: as in the papers); "
             "diffhammer follows the draws that can be won; square, spsa "
             "and rays see no gradient; stadv bends, recolor recolours, ppgd and lpa "
             "keep the looks, low-frequency smooths; autoattack-stochastic is the ensemble for "
