@@ -5,6 +5,8 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from depure.attacks import (
@@ -335,6 +337,47 @@ def test_a_trace_is_asked_only_what_it_can_answer(images, attack, rises, fresh):
     names = {c["name"] for c in card["checks"]}
     assert ("loss rises" in names) == rises
     assert ("fresh draws" in names) == fresh
+
+
+def test_an_ensemble_accounts_for_its_calls(images, tmp_path):
+    """After the images and each member: the calls made, kills or not, and what is left."""
+    battery = Ensemble((PGD(steps=2, eot=2), PGD(steps=5, eot=4)), judge_draws=3)
+    settings = {**SETTINGS, "check_images": 0}
+    card = evaluate(MODEL, images, battery, THREAT, out=tmp_path / "whole", **settings).card
+    calls, accuracy = card["budget"]["calls"], card["budget"]["accuracy"]
+    assert calls == [3, 3 + 4 + 3, 10 + 20 + 3]
+    assert card["cost"]["classifier_calls"] == 22 * (33 + 2 * 6)
+    assert 1.0 >= accuracy[0] >= accuracy[1] >= accuracy[2] > 0.0
+    assert accuracy[2] < accuracy[0]
+
+    class Kill(PGD):
+        def __call__(self, *args):
+            raise KeyboardInterrupt
+
+    object.__setattr__(battery, "members", (battery.members[0], Kill(steps=5, eot=4)))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(MODEL, images, battery, THREAT, out=tmp_path / "killed", **settings)
+    plain = Ensemble((PGD(steps=2, eot=2), PGD(steps=5, eot=4)), judge_draws=3)
+    config = (tmp_path / "killed/config.json").read_text().replace('"Kill"', '"PGD"')
+    (tmp_path / "killed/config.json").write_text(config)
+    assert list((tmp_path / "killed").rglob("*.journal"))
+    again = evaluate(MODEL, images, plain, THREAT, out=tmp_path / "killed", **settings).card
+    assert again["budget"] == card["budget"]
+    single = evaluate(MODEL, images, ATTACK, THREAT, **settings).card
+    assert single["budget"] == {"calls": [], "accuracy": []}
+
+
+def test_shards_of_an_earlier_version_are_read(images, tmp_path):
+    battery = Ensemble((PGD(steps=2, eot=2),), judge_draws=3)
+    result = evaluate(MODEL, images, battery, THREAT, out=tmp_path, **SETTINGS)
+    path = sorted((tmp_path / "shards").glob("*.safetensors"))[0]
+    with safe_open(path, "pt") as file:
+        kept = {k: file.get_tensor(k) for k in file.keys() if k not in ("best", "spent")}  # noqa: SIM118
+        metadata = file.metadata()
+    save_file(kept, path, metadata)
+    again = evaluate(MODEL, images, battery, THREAT, out=tmp_path, **SETTINGS)
+    assert again.card["results"] == result.card["results"]
+    assert again.card["budget"] == {"calls": [], "accuracy": []}
 
 
 def test_what_is_heard_of_targeted_attacks():

@@ -111,6 +111,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         data_seed: int = 0,
         shards: bool = True,
         examples: bool = True,
+        members: tuple[str, ...] = (),
         **setting: Any,
     ) -> Path:
         data = torch.Generator().manual_seed(data_seed)
@@ -119,10 +120,18 @@ def make_run(tmp_path: Path) -> MakeRun:
         y = torch.randint(3, (images,), generator=data)
         x_adv = (x + 8 / 255 * torch.randn(x.shape, generator=generator).sign()).clamp(0, 1)
         loss = torch.linspace(0.1, 3.0, iterations).repeat(images, 1)
+        budget = torch.empty(images, 0), torch.empty(images, 0, dtype=torch.float64)
+        if members:
+            count = len(members) + 1
+            budget = (
+                torch.linspace(0.95, robust, count).repeat(images, 1),
+                torch.linspace(10.0, 500.0, count, dtype=torch.float64).repeat(images, 1),
+            )
         shard = Shard(
             torch.arange(images), y, x, x_adv,
             votes(y, draws, 0.95, generator), votes(y, draws, robust, generator),
             loss, 1 - loss / 4, torch.ones(images, iterations, dtype=torch.bool),
+            *budget,
         )  # fmt: skip
         folder = tmp_path / name
         (folder / "shards").mkdir(parents=True)
@@ -134,6 +143,8 @@ def make_run(tmp_path: Path) -> MakeRun:
             pair = {"clean": x[:8] * 1.05, "adversarial": x_adv[:8] * 1.05}  # beyond 1 by a little
             save_file(pair, folder / "examples.safetensors")
         described = description(images, shape, draws, **setting)
+        if members:
+            described["attack"] = {"name": "Ensemble", "members": [{"name": m} for m in members]}
         card = card_of(
             described, shard, certificate(exact=exact), checks, cost,
             title=title, command=command, memory=433 * 2**20, device=torch.device("cpu"),

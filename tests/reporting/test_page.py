@@ -232,6 +232,20 @@ def test_figures_for_papers(make_run):
     assert [p.name for p in paths] == ["accuracy.svg", "accuracy.png", "trace.svg", "trace.png"]
     assert all(p.stat().st_size > 1000 for p in paths)
     assert save_figures(make_run("bare", draws=1, iterations=0)) == []
+    battery = save_figures(make_run("battery", members=("PGD", "Square"), iterations=0))
+    assert [p.name for p in battery[2:]] == ["budget.svg", "budget.png"]
+
+
+def test_an_ensemble_shows_accuracy_against_calls(make_run):
+    folder = make_run("battery", members=("DiffHammer", "Square"))
+    text = words_of(report(folder))
+    assert "Accuracy against calls" in text
+    assert "each with a loss of its own" in text
+    page = (folder / "report.html").read_text()
+    assert all(name in page[page.index("Accuracy against calls of") :] for name in ("DiffHammer",))
+    plain = words_of(report(make_run("plain")))
+    assert "Accuracy against calls" not in plain
+    assert "each with a loss of its own" not in plain
 
 
 def test_matplotlib_is_imported_late_and_pyplot_never(make_run):

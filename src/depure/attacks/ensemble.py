@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -115,8 +115,12 @@ class Cascade(Attack):
         ball: Ball,
         noise: Noise,
         watch: Watch | None = None,
+        after: Callable[[Tensor], None] | None = None,
     ) -> Proposal:
         """The best proposal for each image, who made it, and accuracy against calls.
+
+        `after` is called with the accuracy (B,) of the best until then, once the images are scored
+        and once after each member: whoever counts calls, across kills too, can read them there.
 
         The watch hears the members' iterations in turn, an image that has left repeating what was
         last seen of it. The first and the last of all are the ensemble's own, of the unattacked
@@ -131,6 +135,8 @@ class Cascade(Attack):
             best = _Best.of(x, self._score(case, x, 0))
             trace = _Trace(watch, best.told())
             history, attacked, calls = [best.score.accuracy], [], [count[0]]
+            after = (lambda accuracy: None) if after is None else after
+            after(best.score.accuracy)
             for number, member in enumerate(self.members):
                 rows = self._staying(case, best, number)
                 trace.begin(calls_of_watch(member))
@@ -140,6 +146,7 @@ class Cascade(Attack):
                 history.append(best.score.accuracy)
                 attacked.append(~best.gone)
                 calls.append(count[0])
+                after(best.score.accuracy)
         trace.begin(1)
         trace.see(torch.arange(len(x), device=x.device), 0, best.told())
         table = torch.stack(history, 1)

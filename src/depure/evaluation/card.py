@@ -55,6 +55,18 @@ def trace_of(shard: Shard) -> dict[str, list[float]]:
     }
 
 
+def budget_of(shard: Shard) -> dict[str, list[float]]:
+    """What an ensemble's best proposals left, after the images and each member, for which calls.
+
+    Means over images, calls of the classifier. Accuracies are those by which the ensemble chose: a
+    little below what fresh draws say. Empty for any other attack.
+    """
+    return {
+        "calls": [round(v, 1) for v in shard.spent.mean(0).tolist()],
+        "accuracy": [round(v, 6) for v in shard.best.double().mean(0).tolist()],
+    }
+
+
 def card_of(
     description: dict[str, Any],
     shard: Shard,
@@ -75,6 +87,7 @@ def card_of(
         "setting": description,
         "results": results_of(shard),
         "trace": trace_of(shard),
+        "budget": budget_of(shard),
         "certificate": certificate.record(),
         "checks": [asdict(c) for c in checks],
         "cost": {

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from depure.attacks.base import Attack, calls_of_watch
+from depure.attacks.ensemble import Cascade
 from depure.attacks.expected import Expected, distinct_draws
 from depure.attacks.journal import journal
 from depure.data.images import Images
@@ -22,6 +23,8 @@ from depure.purify.base import check_stages
 from depure.purify.defended import Defended
 from depure.threat import Threat
 from depure.weights import write_safetensors
+
+_LATER = {"best", "spent"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +44,17 @@ class Shard:
     loss: Tensor  # (n, T) float32, mean over the EoT draws of each iterate
     accuracy: Tensor  # (n, T) float32, likewise
     finite: Tensor  # (n, T) bool, whether the gradient was finite
+    best: Tensor  # (n, M) float32, accuracy after each member of an ensemble, by its own draws
+    spent: Tensor  # (n, M) float64, calls of the classifier until then, an image's share
 
     @staticmethod
     def join(shards: list[Shard]) -> Shard:
         """All rows of several shards, in order."""
-        names = [f.name for f in fields(Shard)]
-        return Shard(**{n: torch.cat([getattr(s, n) for s in shards]) for n in names})
+        rows = {f.name: [getattr(s, f.name) for s in shards] for f in fields(Shard)}
+        for name in _LATER:  # a run that an earlier version began does not have it everywhere
+            width = min(part.shape[1] for part in rows[name])
+            rows[name] = [part[:, :width] for part in rows[name]]
+        return Shard(**{name: torch.cat(parts) for name, parts in rows.items()})
 
     def save(self, path: Path, cost: Cost) -> None:
         """Write atomically."""
@@ -62,7 +70,12 @@ class Shard:
         """
         try:
             with safe_open(path, "pt") as file:
-                tensors = {f.name: file.get_tensor(f.name) for f in fields(Shard)}
+                held = set(file.keys())
+                none = torch.empty(len(file.get_tensor("y")), 0)
+                tensors = {  # those of earlier versions say nothing of ensembles
+                    f.name: none if f.name in _LATER - held else file.get_tensor(f.name)
+                    for f in fields(Shard)
+                }
                 cost = Cost(**json.loads(file.metadata()["cost"]))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
@@ -114,6 +127,12 @@ def compute_shard(
     draws = distinct_draws(model.stages, base, draws)
     x, y = images.x.to(device), images.y.to(device)
     trace: list[Expected] = []
+    best: list[Tensor] = []
+    spent: list[float] = []
+
+    def after(accuracy: Tensor) -> None:
+        best.append(accuracy.to("cpu", torch.float32))
+        spent.append(cost.classifier_calls / len(x))
 
     def watch(iteration: int, measured: Expected) -> None:
         trace.append(measured._replace(grad=torch.empty(0)))
@@ -121,7 +140,11 @@ def compute_shard(
 
     with counted(model) as cost:
         with nullcontext() if memory is None else journal(memory, vars(cost)):
-            x_adv = attack(model, x, y, threat.ball, base.fold("attack"), watch)
+            task = (model, x, y, threat.ball, base.fold("attack"), watch)
+            if isinstance(attack, Cascade):
+                x_adv = attack.propose(*task, after).x_adv
+            else:
+                x_adv = attack(*task)
         judge = base.fold("judge")
         clean = predict(model, x, judge, draws, batch)
         adversarial = predict(model, x_adv, judge, draws, batch)
@@ -134,5 +157,7 @@ def compute_shard(
         images.index, images.y, images.x, x_adv.cpu(), clean, adversarial,
         column("loss", torch.float32), column("accuracy", torch.float32),
         column("finite", torch.bool),
+        torch.stack(best, 1) if best else torch.empty(len(x), 0),
+        torch.tensor(spent, dtype=torch.float64).expand(len(x), -1),
     )  # fmt: skip
     return shard, cost

@@ -121,6 +121,28 @@ def trace_figure(
     return figure
 
 
+def budget_figure(
+    calls: Sequence[float], accuracy: Sequence[float], members: Sequence[str], judged: Estimate
+) -> Figure:
+    """What an ensemble's best proposals left against the calls it had made, member by member."""
+    with style():
+        figure = _figure(9.0, 3.2)
+        axes = figure.subplots()
+        left = [100 * a for a in accuracy]
+        axes.plot(calls, left, color=ATTACKED, marker="o", lw=1.6, markersize=4.5,
+                  label="best proposal until then, on the draws that chose it")  # fmt: skip
+        for i, (at, value, name) in enumerate(zip(calls[1:], left[1:], members, strict=True)):
+            below = -14 if i % 2 == 0 else -25  # neighbours may lie close together
+            axes.annotate(name, (at, value), (-6, below), textcoords="offset points",
+                          ha="right", fontsize=8)  # fmt: skip
+        _judged(axes, calls[-1], judged, "after it, the result, judged apart")
+        axes.set_title("Accuracy against calls")
+        _percent_axis(axes, "accuracy (%)")
+        axes.set_xlabel("classifier calls an image, behind the purifier or bare")
+        _legend(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
 def forest_figure(lines: Sequence[Line]) -> Figure:
     """One row a run: clean (hollow) and attacked (filled) accuracy with intervals."""
     with style():

@@ -102,6 +102,16 @@ class Run:
         """Mean loss and accuracy at every attack iterate."""
         return dict(self.card["trace"])
 
+    @property
+    def budget(self) -> dict[str, list[float]]:
+        """Calls an image and accuracy after each member of an ensemble; empty for others."""
+        return dict(self.card.get("budget", {"calls": [], "accuracy": []}))
+
+    @property
+    def members(self) -> list[str]:
+        """Names of the attacks of an ensemble; none for others."""
+        return [str(m.get("name", "?")) for m in self.setting["attack"].get("members", [])]
+
 
 def load_run(folder: str | Path) -> Run:
     """Read a run folder.

@@ -52,6 +52,7 @@ def render_page(run: Run, title: str = "") -> str:
         one_draw=one_draw(run),
         accuracy_svg=accuracy_svg(run),
         trace_svg=trace_svg(run),
+        budget_svg=budget_svg(run),
         loss=_loss_name(run),
         strip=strip(run),
         certificate=certificate_rows(run),
@@ -193,6 +194,17 @@ def trace_svg(run: Run) -> Markup:
         return Markup()
     figure = figures.trace_figure(loss, accuracy, run.robust.single, fresh=not run.known)
     return Markup(figures.svg(figure, "trace", "Loss and accuracy during the attack"))
+
+
+def budget_svg(run: Run) -> Markup:
+    """An ensemble's accuracy against calls; empty for other attacks."""
+    from depure.reporting import figures
+
+    calls, accuracy = run.budget["calls"], run.budget["accuracy"]
+    if not calls:
+        return Markup()
+    figure = figures.budget_figure(calls, accuracy, run.members, run.robust.single)
+    return Markup(figures.svg(figure, "budget", "Accuracy against calls of the defence"))
 
 
 def certificate_rows(run: Run) -> list[tuple[str, str, str, str, str]]:
