@@ -75,6 +75,10 @@ def votes(y: Tensor, draws: int, accuracy: float, generator: torch.Generator) ->
     return torch.where(right, y[:, None], (y[:, None] + 1) % 3).to(torch.int16)
 
 
+def named(attack: str) -> dict[str, str]:
+    return {"name": attack} | ({"loss": "ce"} if attack == "APGD" else {})
+
+
 def certificate(*, exact: bool = True) -> Certificate:
     rows = (
         Agreement("Checkpoint(), float64", 0.0 if exact else 0.93, 0.7, 0.69, exact),
@@ -144,7 +148,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             save_file(pair, folder / "examples.safetensors")
         described = description(images, shape, draws, **setting)
         if members:
-            described["attack"] = {"name": "Ensemble", "members": [{"name": m} for m in members]}
+            described["attack"] = {"name": "Ensemble", "members": [named(m) for m in members]}
         card = card_of(
             described, shard, certificate(exact=exact), checks, cost,
             title=title, command=command, memory=433 * 2**20, device=torch.device("cpu"),

@@ -237,12 +237,14 @@ def test_figures_for_papers(make_run):
 
 
 def test_an_ensemble_shows_accuracy_against_calls(make_run):
-    folder = make_run("battery", members=("DiffHammer", "Square"))
+    folder = make_run("battery", members=("DiffHammer", "APGD"))
     text = words_of(report(folder))
     assert "Accuracy against calls" in text
     assert "each with a loss of its own" in text
     page = (folder / "report.html").read_text()
-    assert all(name in page[page.index("Accuracy against calls of") :] for name in ("DiffHammer",))
+    drawn = page[page.index('aria-label="Accuracy against calls') :]
+    assert ">DiffHammer<" in drawn
+    assert ">APGD, ce<" in drawn
     plain = words_of(report(make_run("plain")))
     assert "Accuracy against calls" not in plain
     assert "each with a loss of its own" not in plain

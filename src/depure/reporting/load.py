@@ -109,8 +109,9 @@ class Run:
 
     @property
     def members(self) -> list[str]:
-        """Names of the attacks of an ensemble; none for others."""
-        return [str(m.get("name", "?")) for m in self.setting["attack"].get("members", [])]
+        """Names of the attacks of an ensemble, with their loss if they have one; else none."""
+        found = self.setting["attack"].get("members", [])
+        return [", ".join(str(m[k]) for k in ("name", "loss") if k in m) for m in found]
 
 
 def load_run(folder: str | Path) -> Run:
