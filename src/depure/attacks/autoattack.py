@@ -274,7 +274,7 @@ def strongest(
 
     A call is one image through the defence (or the bare classifier) once, under one draw; gradients
     cost a backward pass each besides. No image ever costs more than `calls`, and one that leaves
-    early costs less. For accuracy against calls see `Ensemble.propose`.
+    early costs less. `evaluate` records accuracy against calls.
 
     Args:
         calls: calls per image, judging of proposals included but not the evaluation's.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from scipy.special import bdtr
-from torch import Tensor, nn
+from torch import Tensor
 
 from depure.attacks.base import Attack, Watch, calls_of_watch
 from depure.attacks.climb import better
@@ -25,17 +24,15 @@ from depure.threat import Ball
 class Proposal(NamedTuple):
     """What a cascade found, and how it came to it.
 
-    `accuracy` and `calls` have an entry for the unattacked images and one after each member:
-    accuracy against budget (calls that a `journal` saved are not in it). Accuracies are those by
-    which the cascade chose: the least of several is a lucky one, so they are below what fresh draws
-    will say, and the judge's alone count.
+    `accuracy` has an entry for the unattacked images and one after each member. Accuracies are
+    those by which the cascade chose: the least of several is a lucky one, so they are below what
+    fresh draws will say, and the judge's alone count.
     """
 
     x_adv: Tensor  # (B, C, H, W)
     winner: Tensor  # (B,) int8, whose proposal it is: a member's number, or -1, unattacked
     accuracy: Tensor  # (B, members + 1), of the best proposal until then
     attacked: Tensor  # (B, members) bool, whether the image was still there
-    calls: tuple[int, ...]  # images x draws that the defence was given until then, all images
 
 
 class Score(NamedTuple):
@@ -115,12 +112,12 @@ class Cascade(Attack):
         ball: Ball,
         noise: Noise,
         watch: Watch | None = None,
-        after: Callable[[Tensor], None] | None = None,
+        after: Callable[[], None] = lambda: None,
     ) -> Proposal:
-        """The best proposal for each image, who made it, and accuracy against calls.
+        """The best proposal for each image, who made it, and accuracy member by member.
 
-        `after` is called with the accuracy (B,) of the best until then, once the images are scored
-        and once after each member: whoever counts calls, across kills too, can read them there.
+        `after` is called once the images are scored, and once after each member: whoever counts
+        network calls reads them there (`evaluate` does, across kills too).
 
         The watch hears the members' iterations in turn, an image that has left repeating what was
         last seen of it. The first and the last of all are the ensemble's own, of the unattacked
@@ -130,27 +127,23 @@ class Cascade(Attack):
         Raises:
             ValueError: a member does not fit the ball or the model.
         """
-        with _counted(model) as (counting, count):
-            case = Case(counting, x, y, ball, noise)
-            best = _Best.of(x, self._score(case, x, 0))
-            trace = _Trace(watch, best.told())
-            history, attacked, calls = [best.score.accuracy], [], [count[0]]
-            after = (lambda accuracy: None) if after is None else after
-            after(best.score.accuracy)
-            for number, member in enumerate(self.members):
-                rows = self._staying(case, best, number)
-                trace.begin(calls_of_watch(member))
-                if len(rows):
-                    self._attack(case.of(rows), rows, number, best, trace)
-                trace.fill()
-                history.append(best.score.accuracy)
-                attacked.append(~best.gone)
-                calls.append(count[0])
-                after(best.score.accuracy)
+        case = Case(model, x, y, ball, noise)
+        best = _Best.of(x, self._score(case, x, 0))
+        trace = _Trace(watch, best.told())
+        history, attacked = [best.score.accuracy], []
+        after()
+        for number, member in enumerate(self.members):
+            rows = self._staying(case, best, number)
+            trace.begin(calls_of_watch(member))
+            if len(rows):
+                self._attack(case.of(rows), rows, number, best, trace)
+            trace.fill()
+            history.append(best.score.accuracy)
+            attacked.append(~best.gone)
+            after()
         trace.begin(1)
         trace.see(torch.arange(len(x), device=x.device), 0, best.told())
-        table = torch.stack(history, 1)
-        return Proposal(best.x, best.winner, table, torch.stack(attacked, 1), tuple(calls))
+        return Proposal(best.x, best.winner, torch.stack(history, 1), torch.stack(attacked, 1))
 
     def _staying(self, case: Case, best: _Best, number: int) -> Tensor:
         """The images, by row, that are to meet a member; the others have left."""
@@ -307,35 +300,3 @@ def check_members(members: tuple[Attack, ...]) -> None:
     strange = [m for m in members if not isinstance(m, Attack)]
     if strange:
         raise ValueError(f"every member must be an attack; got {strange[0]!r}")
-
-
-@contextmanager
-def _counted(model: Model) -> Iterator[tuple[Model, list[int]]]:
-    """The model, and a count of the images it is given while the block runs."""
-    count = [0]
-    if not isinstance(model, nn.Module):
-        yield _Counting(model, count), count
-        return
-
-    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        count[0] += len(args[0])
-
-    handle = model.register_forward_pre_hook(hook)  # the model stays itself for its adversaries
-    try:
-        yield model, count
-    finally:
-        handle.remove()
-
-
-@dataclass(frozen=True, eq=False)
-class _Counting:
-    model: Model
-    count: list[int]
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        return self.model.stages
-
-    def __call__(self, x: Tensor, noise: Noise) -> Tensor:
-        self.count[0] += len(x)
-        return self.model(x, noise)

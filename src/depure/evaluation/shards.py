@@ -127,12 +127,7 @@ def compute_shard(
     draws = distinct_draws(model.stages, base, draws)
     x, y = images.x.to(device), images.y.to(device)
     trace: list[Expected] = []
-    best: list[Tensor] = []
-    spent: list[float] = []
-
-    def after(accuracy: Tensor) -> None:
-        best.append(accuracy.to("cpu", torch.float32))
-        spent.append(cost.classifier_calls / len(x))
+    best, spent = torch.empty(len(x), 0), []
 
     def watch(iteration: int, measured: Expected) -> None:
         trace.append(measured._replace(grad=torch.empty(0)))
@@ -142,7 +137,10 @@ def compute_shard(
         with nullcontext() if memory is None else journal(memory, vars(cost)):
             task = (model, x, y, threat.ball, base.fold("attack"), watch)
             if isinstance(attack, Cascade):
-                x_adv = attack.propose(*task, after).x_adv
+                found = attack.propose(
+                    *task, after=lambda: spent.append(cost.classifier_calls / len(x))
+                )
+                x_adv, best = found.x_adv, found.accuracy.to("cpu", torch.float32)
             else:
                 x_adv = attack(*task)
         judge = base.fold("judge")
@@ -157,7 +155,6 @@ def compute_shard(
         images.index, images.y, images.x, x_adv.cpu(), clean, adversarial,
         column("loss", torch.float32), column("accuracy", torch.float32),
         column("finite", torch.bool),
-        torch.stack(best, 1) if best else torch.empty(len(x), 0),
-        torch.tensor(spent, dtype=torch.float64).expand(len(x), -1),
+        best, torch.tensor(spent, dtype=torch.float64).expand(len(x), -1),
     )  # fmt: skip
     return shard, cost
