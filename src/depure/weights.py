@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from depure.files import replacing
 
 # What reading a damaged or hostile file may raise, whichever of its layers notices.
 UNREADABLE = (
@@ -124,17 +125,11 @@ def write_safetensors(
     Raises:
         OSError: it cannot be written (a full disk, no permission).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, facts)
-        temporary.replace(path)
-    except (SafetensorError, OSError) as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(
-            f"cannot write {path} ({error}): make room, or choose another folder, and run the same "
-            f"command again; what was written before is kept"
-        ) from error
+    with replacing(path) as file:
+        try:
+            save_file(tensors, file, facts)
+        except SafetensorError as error:  # a full disk, as safetensors says it
+            raise OSError(str(error)) from error
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

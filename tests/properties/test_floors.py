@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "depure"
 # F0 to F6 of the design. Inside F3 the threat stands below those who attack or train under it, and
 # inside F4 the evaluation below the analysis.
 FLOORS = {
+    "files": -1,
     "noise": 0,
     "types": 0,
     "weights": 0,

@@ -15,8 +15,8 @@ from depure.evaluation.card import card_of
 from depure.evaluation.certificate import Agreement, Certificate
 from depure.evaluation.checks import Check
 from depure.evaluation.cost import Cost
-from depure.evaluation.record import write_json
 from depure.evaluation.shards import Shard
+from depure.files import write_json
 
 MakeRun = Callable[..., Path]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from depure.evaluation.record import differences, read_json, write_json
+from depure.evaluation.record import differences
+from depure.files import read_json, replacing, write_json
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -81,12 +81,10 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     np.savez_compressed(content, **dict(arrays))  # type: ignore[arg-type]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content.getvalue())
-    temporary.replace(path)
+    with replacing(path) as file:
+        file.write_bytes(content.getvalue())
 
 
 def read_arrays(path: Path) -> Arrays:

@@ -44,6 +44,11 @@ class Attack(ABC):
         """What its watch hears last, which says what its trace can be compared with."""
         return "proposal"
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it asks the defence for gradients, which some defences cannot give."""
+        return True
+
 
 def calls_of_watch(attack: Attack) -> int:
     """How often an attack calls its watch."""

@@ -27,7 +27,7 @@ from depure.cli.build import build_model, load_images
 from depure.cli.evaluate import command_line
 from depure.cli.show import console, progress_bar
 from depure.data import Images
-from depure.evaluation.record import write_json
+from depure.files import write_json, write_text
 from depure.purify import Defended
 from depure.reporting.explain import all_answers, explain_page
 from depure.reporting.plots.gradients import gradients_figure
@@ -323,8 +323,7 @@ def explain_command(**options: Any) -> None:
     line = command_line(click.get_current_context(), "analyse explain")
     answers = all_answers(stochastic, purified, found, figures)
     page = out / "explain.html"
-    page.write_text(explain_page("Where the robustness comes from", facts, answers, line),
-                    encoding="utf-8")  # fmt: skip
+    write_text(page, explain_page("Where the robustness comes from", facts, answers, line))
     for answer in answers:
         console().print(f"\n[bold]{answer.question}[/]")
         for sentence in answer.sentences:

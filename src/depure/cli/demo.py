@@ -176,7 +176,7 @@ def _watch(rows: tuple[Row, ...], futures: dict[str, Future[None]], out: Path) -
 
 def _state(folder: Path) -> tuple[int, int]:
     """Shards finished and in all (one more for the checks at the end)."""
-    from depure.evaluation.record import read_json
+    from depure.files import read_json
 
     if not (folder / "config.json").exists():
         return 0, 1
@@ -186,7 +186,7 @@ def _state(folder: Path) -> tuple[int, int]:
 
 
 def _card(folder: Path) -> dict[str, Any]:
-    from depure.evaluation.record import read_json
+    from depure.files import read_json
 
     return read_json(folder / "card.json")
 

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from depure.data.images import Images, check_pixels, stratified
+from depure.files import replacing
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -110,10 +111,9 @@ def write_image(image: Tensor, path: str | PathLike[str]) -> None:
     if file.suffix.lower() not in SUFFIXES:
         raise ValueError(f"cannot write {file.name!r}: its suffix names no known format; use .png")
     pixels = (image.detach().cpu() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.stem}.tmp{file.suffix}")  # whole, or not there at all
-    Image.fromarray(pixels[..., 0] if image.shape[0] == 1 else pixels).save(temporary)
-    temporary.replace(file)
+    kind = Image.registered_extensions()[file.suffix.lower()]
+    with replacing(file) as temporary:
+        Image.fromarray(pixels[..., 0] if image.shape[0] == 1 else pixels).save(temporary, kind)
 
 
 def _existing_folder(path: str | PathLike[str]) -> Path:

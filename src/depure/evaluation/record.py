@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,28 +119,6 @@ def versions(device: torch.device) -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s)",
     }
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write atomically: the file is there whole, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a record.
-
-    Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is not valid JSON.
-    """
-    try:
-        return dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): delete this run folder and run again"
-        ) from error
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:

@@ -20,9 +20,10 @@ from depure.evaluation.card import card_of
 from depure.evaluation.certificate import Certificate, check_labels, verify_gradient
 from depure.evaluation.checks import Check, Trial, cheap_checks, costly_checks
 from depure.evaluation.cost import Cost, peak_memory
-from depure.evaluation.record import describe, differences, read_json, write_json
+from depure.evaluation.record import describe, differences
 from depure.evaluation.shards import Shard, base_noise, compute_shard
 from depure.evaluation.statistics import Estimate
+from depure.files import read_json, replacing, write_json
 from depure.purify.defended import Defended
 from depure.threat import Threat
 
@@ -182,8 +183,8 @@ class Evaluation:
                 source = folder / "shards" / path.name
                 if source.exists() and not path.exists():
                     Shard.load(source)  # a damaged one is refused here
-                    shutil.copyfile(source, path.with_suffix(".tmp"))
-                    path.with_suffix(".tmp").replace(path)
+                    with replacing(path) as file:
+                        shutil.copyfile(source, file)
 
     def finish(self) -> Result:
         """Join all shards, run the checks, write `card.json` and the example images.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from depure.files import write_text
 from depure.reporting.compare import render_compare
 from depure.reporting.load import Run, load_run
 from depure.reporting.page import render_page
@@ -108,8 +109,5 @@ def _link(page: Path, target: Path) -> str:
 
 def _write(path: Path, html: str) -> Path:
     """Whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, html)
     return path

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from depure.evaluation.certificate import Agreement, Certificate
 from depure.evaluation.checks import Check
-from depure.evaluation.record import SCHEMA, read_json
+from depure.evaluation.record import SCHEMA
 from depure.evaluation.shards import Shard
 from depure.evaluation.statistics import Estimate
+from depure.files import read_json
 
 SHOWN = 8  # images whose pixels are kept
 

@@ -1,0 +1,85 @@
+"""Atomic writing: whole or as it was, named in errors, swept after kills."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from depure.files import read_json, replacing, sweep, write_json, write_text
+
+
+def test_replaces_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    write_text(tmp_path / "new" / "a.txt", "one")
+    write_text(tmp_path / "new" / "a.txt", "two")
+    assert [(p.name, p.read_text()) for p in (tmp_path / "new").iterdir()] == [("a.txt", "two")]
+
+
+def test_a_failing_writer_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"), replacing(file) as temporary:
+        fail(temporary)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert file.read_text() == "old"
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(OSError, match=r"cannot write .*a\.txt .*: make room"):
+        write_text(tmp_path / "a.txt", "x")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot write"):
+        write_text(tmp_path / "file" / "below", "x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "file"]
+
+
+def test_the_mode_is_the_ordinary_one_whatever_wrote_it(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "a") as temporary:
+            temporary.chmod(0o600)
+        (tmp_path / "plain").touch()
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "plain")}
+    assert modes == {0o640}
+
+
+def test_sweep_removes_what_killed_processes_left_and_nothing_else(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from depure.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as t:\n    os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.json")], check=False)
+    (tmp_path / ".mine.tmp").write_text("somebody else's")
+    assert len(list(tmp_path.iterdir())) == 2
+    with replacing(tmp_path / "b.json") as temporary:
+        assert sweep(tmp_path) == 1
+        assert temporary.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".mine.tmp", "b.json"]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "\udcff", "[" * 100_000])
+def test_damaged_json_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "a.json"
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"a\.json"):
+        read_json(file)
+
+
+def test_json_comes_back(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": [1, 2.5, "ü"]})
+    assert read_json(tmp_path / "a.json") == {"a": [1, 2.5, "ü"]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert read_json(tmp_path / "a.json") == {"a": [1, 2.5, "ü"]}
