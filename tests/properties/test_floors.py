@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "depure"
 FLOORS = {
     "files": -1,
     "noise": 0,
+    "rows": 0,
     "types": 0,
     "weights": 0,
     "diffusion": 1,

@@ -26,7 +26,7 @@ from depure.analysis.transfer import (
     table_of,
     triple,
 )
-from depure.attacks.expected import expected_grad, rows_at_once
+from depure.attacks.expected import expected_grad
 from depure.attacks.losses import LOSSES
 from depure.attacks.pgd import PGD
 from depure.data.images import Images
@@ -41,6 +41,7 @@ from depure.noise import Noise
 from depure.purify.bpda import BPDA
 from depure.purify.defended import Defended
 from depure.purify.diffpure import DiffPure
+from depure.rows import rows_at_once
 from depure.threat import Ball, Threat
 
 NOTES = (

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from depure.analysis.common import begin, check_counts, device_of, join, slices, tag
 from depure.analysis.store import Array, Arrays, Cells
 from depure.analysis.trajectories import Route, path_of, settings_of
-from depure.attacks.expected import rows_at_once
 from depure.attacks.pgd import PGD
 from depure.data.images import Images
 from depure.diffusion.chain import Chain
@@ -22,6 +21,7 @@ from depure.diffusion.schedule import VPDiscrete
 from depure.noise import Noise
 from depure.purify.defended import Defended
 from depure.purify.diffpure import DiffPure
+from depure.rows import rows_at_once
 from depure.threat import Ball
 from depure.weights import fingerprint
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from depure.analysis.common import begin, check_counts, device_of, join, mean_known, slices, tag
 from depure.analysis.store import Array, Arrays, Cells
 from depure.attacks.base import beginning
-from depure.attacks.expected import distinct_draws, rows_at_once
+from depure.attacks.expected import distinct_draws
 from depure.attacks.losses import LOSSES
 from depure.attacks.pgd import PGD
 from depure.data.images import Images
@@ -21,6 +21,7 @@ from depure.evaluation.record import describe
 from depure.evaluation.shards import base_noise
 from depure.noise import Noise
 from depure.purify.defended import Defended
+from depure.rows import rows_at_once
 from depure.threat import Ball, Threat
 
 INFERENCES = (

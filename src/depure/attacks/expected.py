@@ -12,6 +12,7 @@ from depure.attacks.journal import recalled
 from depure.attacks.losses import Loss
 from depure.attacks.model import Model, WithTerm
 from depure.noise import Noise
+from depure.rows import means, parts, rows_at_once
 
 Average = Literal["gradients", "logits"]
 JUDGE_DRAWS = 20  # at least so many fresh draws choose among proposals (Fixed-AutoAttack's number)
@@ -29,11 +30,6 @@ class Expected(NamedTuple):
 def distinct_draws(stages: tuple[str, ...], noise: Noise, draws: int) -> int:
     """1 where all draws would coincide (no randomness, or every stage known), else `draws`."""
     return 1 if all(noise.is_locked(stage) for stage in stages) else draws
-
-
-def rows_at_once(x: Tensor) -> int:
-    """Rows of one forward pass: 128 of up to 32x32x3, fewer of larger images, to bound memory."""
-    return max(1, min(128, 128 * 3 * 32 * 32 // x[0].numel()))
 
 
 def expected_grad(
@@ -66,7 +62,7 @@ def expected_grad(
         labels: true labels for the accuracy, where y holds targets.
     """
     draws = distinct_draws(model.stages, noise, draws)
-    chunk = rows_at_once(x) if chunk is None else chunk
+    chunk = rows_at_once(x, chunk)
     labels = y if labels is None else labels
     if isinstance(model, WithTerm):
         model.used = True
@@ -91,26 +87,29 @@ def _expected(
     truth = labels.repeat_interleave(draws)
     targets = y.repeat_interleave(draws)
     image = torch.arange(len(x), device=x.device).repeat_interleave(draws)
-    parts = [slice(a, a + chunk) for a in range(0, len(image), chunk)]
+    blocks = parts(len(image), chunk)
 
-    def pull(part: slice, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    outputs, terms = [], []
+
+    def pull(part: slice, objective: Callable[[Tensor], Tensor]) -> Tensor:
         leaf = x[image[part]].detach().requires_grad_()
         logits, term = _answer(model, leaf, rows[part], targets[part], loss)
         _require_graph(logits)
         (grad,) = torch.autograd.grad(objective(logits).sum() + term.sum(), leaf)
-        return grad, logits.detach(), term.detach()
+        outputs.append(logits.detach())
+        terms.append(term.detach())
+        return grad
 
     if average == "gradients":
-        pulled = [pull(p, lambda z, p=p: loss(z, targets[p])) for p in parts]  # type: ignore[misc]
-        logits = torch.cat([p[1] for p in pulled])
+        grad = means((pull(p, lambda z, p=p: loss(z, targets[p])) for p in blocks), draws)  # type: ignore[misc]
+        logits = torch.cat(outputs)
         losses = _mean(loss(logits, targets), draws)
     else:
         with torch.no_grad():
-            logits = torch.cat([model(x[image[p]], rows[p]) for p in parts])
+            logits = torch.cat([model(x[image[p]], rows[p]) for p in blocks])
         cotangent, losses = _of_mean_logits(loss, logits, y, draws)
-        pulled = [pull(p, lambda z, p=p: z * cotangent[p]) for p in parts]  # type: ignore[misc]
-    grad = _mean(torch.cat([p[0] for p in pulled]), draws)
-    losses = losses + _mean(torch.cat([p[2] for p in pulled]), draws)
+        grad = means((pull(p, lambda z, p=p: z * cotangent[p]) for p in blocks), draws)  # type: ignore[misc]
+    losses = losses + _mean(torch.cat(terms), draws)
     finite = grad.flatten(1).isfinite().all(1)
     grad = torch.where(finite.view(-1, 1, 1, 1), grad, 0.0)
     accuracy = _mean((logits.argmax(1) == truth).to(x.dtype), draws)
@@ -131,14 +130,14 @@ def sampled_logits(
     open `journal` records them.
     """
     draws = distinct_draws(model.stages, noise, draws)
-    size = rows_at_once(x) if chunk is None else chunk
+    size = rows_at_once(x, chunk)
 
     def answer() -> tuple[Tensor]:
         rows = noise.draws(draws) if draws > 1 else noise
         image = torch.arange(len(x), device=x.device).repeat_interleave(draws)
-        parts = [slice(a, a + size) for a in range(0, len(image), size)]
         with torch.no_grad():
-            return (torch.cat([model(x[image[p]], rows[p]) for p in parts]),)
+            found = [model(x[image[p]], rows[p]) for p in parts(len(image), size)]
+        return (torch.cat(found),)
 
     (logits,) = recalled(f"logits {draws} {_name(model)}", noise, (x,), answer)
     return logits.view(len(x), draws, -1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from depure.attacks.climb import pick, wide
-from depure.attacks.expected import rows_at_once
+from depure.rows import parts, rows_at_once
 from depure.threat import NonPixel
 from depure.weights import fingerprint
 
@@ -82,8 +82,7 @@ class FeatureDistance(nn.Module):
 
     def parts(self, x: Tensor) -> list[slice]:
         """The rows of each forward pass."""
-        size = self.chunk or rows_at_once(x)
-        return [slice(a, a + size) for a in range(0, len(x), size)]
+        return parts(len(x), rows_at_once(x, self.chunk))
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         """Distances (B,) of images (B, C, H, W), on whatever device they are."""

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from depure.attacks.expected import Expected, distinct_draws, rows_at_once
+from depure.attacks.expected import Expected, distinct_draws
 from depure.attacks.journal import recalled
 from depure.attacks.losses import margin
 from depure.attacks.model import Model
 from depure.noise import Noise
+from depure.rows import parts, rows_at_once
 from depure.threat import Ball
 
 _BITS = 16  # signs made of one random number
@@ -64,14 +65,12 @@ def _ask(
     images, candidates = points.shape[:2]
     flat = points.flatten(0, 1)
     rows = noise.draws(draws) if draws > 1 else noise
-    chunk = rows_at_once(flat) if chunk is None else chunk
     place = torch.arange(images * candidates).view(images, 1, candidates)
     place = place.expand(-1, draws, -1).flatten().to(flat.device)
     draw = torch.arange(images * draws).repeat_interleave(candidates)
     truth = y.repeat_interleave(draws * candidates)
     found = []
-    for a in range(0, len(place), chunk):
-        part = slice(a, a + chunk)
+    for part in parts(len(place), rows_at_once(flat, chunk)):
         logits = model(flat[place[part]], rows[draw[part]])
         _check_classes(logits)
         right = logits.argmax(1) == truth[part]

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from depure.attacks.base import Attack, Watch
-from depure.attacks.expected import rows_at_once
 from depure.attacks.model import Model
 from depure.attacks.queries import check_counts
 from depure.diffusion.denoiser import Denoiser
 from depure.diffusion.grid import Grid
 from depure.diffusion.schedule import Time
 from depure.noise import Noise
+from depure.rows import parts, rows_at_once
 from depure.threat import Ball
 
 
@@ -86,11 +86,10 @@ class ScoreStart(Attack):
     def way(self, x: Tensor, noise: Noise) -> Tensor:
         """From images in [0, 1] to the mean estimates of the clean image, (B, C, H, W)."""
         rows, image = noise.fold("score").draws(self.draws), x.repeat_interleave(self.draws, 0)
-        size = rows_at_once(x) if self.chunk is None else self.chunk
         total = []
-        for a in range(0, len(image), size):
-            part = 2.0 * image[a : a + size] - 1.0
-            z = rows[a : a + size].normal("score", 0, part)
+        for block in parts(len(image), rows_at_once(x, self.chunk)):
+            part = 2.0 * image[block] - 1.0
+            z = rows[block].normal("score", 0, part)
             noised = self.alpha * part + self.sigma * z
             total.append((self.denoiser(noised, self.time).x0 - part) / 2.0)
         return torch.cat(total).view(len(x), self.draws, *x.shape[1:]).mean(1)

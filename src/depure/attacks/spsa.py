@@ -11,7 +11,6 @@ from torch import Tensor
 
 from depure.attacks.base import Attack, Watch
 from depure.attacks.climb import pick
-from depure.attacks.expected import rows_at_once
 from depure.attacks.model import Model
 from depure.attacks.queries import (
     ask,
@@ -24,6 +23,7 @@ from depure.attacks.queries import (
 )
 from depure.attacks.search import Adam
 from depure.noise import Noise
+from depure.rows import rows_at_once
 from depure.threat import L2, Ball, Linf
 
 Rule = Literal["adam", "ascend"]

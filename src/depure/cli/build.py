@@ -66,9 +66,8 @@ def build_backprop(options: dict[str, Any]) -> Backprop:
         ValueError: for an unknown name or a bad number behind the colon.
     """
     name, _, number = str(options["backprop"]).partition(":")
-    budget = options["memory_budget"]
     if name == "checkpoint":
-        return Checkpoint(None if budget is None else int(budget * 2**20))
+        return Checkpoint(memory_limit(options))
     if name == "surrogate" and number.isdigit():
         return Surrogate(int(number))
     if name == "adjoint":
@@ -82,6 +81,12 @@ def build_backprop(options: dict[str, Any]) -> Backprop:
             f"got {options['backprop']!r}"
         )
     return plain[name]
+
+
+def memory_limit(options: dict[str, Any]) -> int | None:
+    """Bytes that gradients may take; None if it is not said."""
+    budget = options["memory_budget"]
+    return None if budget is None else int(budget * 2**20)
 
 
 def build_sampler(options: dict[str, Any]) -> Sampler:

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from depure.attacks import Attack
 from depure.cli import options as opts
 from depure.cli.attacks import build_attack, build_threat
-from depure.cli.build import build_model
+from depure.cli.build import build_model, memory_limit
 from depure.cli.show import console, progress_bar, show_result
 from depure.evaluation import Evaluation, Result, read_saved
 from depure.reporting import report
@@ -50,10 +50,10 @@ from depure.reporting import report
 )
 @click.option(
     "--batch",
-    default=128,
+    default=1024,
     show_default=True,
     type=click.IntRange(1),
-    help="Rows a forward pass when judging.",
+    help="Most rows a forward pass; how many there are follows from their work and memory.",
 )
 @click.option(
     "--shard-size",
@@ -138,6 +138,7 @@ def evaluate_with(
         draws=options["draws"], seed=options["seed"], shard_size=options["shard_size"],
         batch=options["batch"], check_images=options["check_images"], title=options["title"],
         command=command_line, device=torch.device(options["device"]),
+        memory_limit=memory_limit(options),
     )  # fmt: skip
     out = console(quiet=not talk)
     out.print(run.prepare().verdict)

@@ -81,7 +81,7 @@ def main() -> None:
 def _sentence(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if type(error).__name__ == "OutOfMemoryError":
-        return "out of memory: lower --batch and --chunk, or set --memory-budget"
+        return "out of memory: set --memory-budget to what there is, or lower --chunk"
     if isinstance(error, ValueError | OSError | ImportError):
         return text
     return f"{type(error).__name__}: {text} (run `depure --debug ...` for the traceback)"

@@ -213,8 +213,8 @@ gradient = _stack(
             "--memory-budget",
             default=None,
             type=float,
-            help="MiB of activations that checkpoint may keep "
-            "(default: 1024, on a GPU half of what is free).",
+            help="MiB that gradients may take: decides the rows run at once and the steps whose "
+            "graphs are kept (default: 1024, on a GPU half of what is free).",
         ),
     ]
 )
@@ -321,7 +321,7 @@ attack = _stack(
             "--chunk",
             default=None,
             type=click.IntRange(1),
-            help="Rows a forward pass (default: 128 of up to 32x32, fewer of larger images).",
+            help="Most rows a forward pass (default: what work and memory of a row suggest).",
         ),
         _option(
             "--knows",

@@ -13,6 +13,7 @@ from depure.evaluation import statistics
 from depure.evaluation.certificate import Certificate
 from depure.evaluation.checks import Check
 from depure.evaluation.cost import Cost
+from depure.evaluation.fitting import Fitting
 from depure.evaluation.record import SCHEMA, versions
 from depure.evaluation.shards import Shard
 
@@ -77,6 +78,7 @@ def card_of(
     title: str,
     command: str,
     memory: int,
+    fitting: Fitting,
     device: torch.device,
 ) -> dict[str, Any]:
     """Everything needed to read a result and to repeat it; volatile facts stand under "run"."""
@@ -98,6 +100,8 @@ def card_of(
         "run": {
             "seconds": round(cost.seconds, 2),
             "peak_memory_mib": round(memory / 2**20),
+            "rows_at_once": fitting.chunk.rows,
+            "rows_planned": fitting.planned,
             "versions": versions(device),
         },
     }

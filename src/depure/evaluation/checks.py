@@ -17,7 +17,7 @@ from depure.attacks.journal import journal
 from depure.data.images import Images
 from depure.evaluation import statistics
 from depure.evaluation.certificate import Certificate
-from depure.evaluation.shards import Shard, base_noise, predict
+from depure.evaluation.shards import Shard, base_noise, logits_of, predict
 from depure.noise import Noise
 from depure.purify.base import Identity
 from depure.purify.defended import Defended
@@ -176,8 +176,7 @@ def _randomness(trial: Trial) -> Check:
     some = trial.images[slice(0, 8)]
     base = base_noise(trial.model, some.index, trial.threat, trial.seed)
     x = some.x.to(trial.device)
-    with torch.no_grad():
-        a, b = (trial.model(x, base.fold("check", i)) for i in (0, 1))
+    a, b = (logits_of(trial.model, x, base.fold("check", i)) for i in (0, 1))
     moved = float((a - b).abs().max())
     if moved > 0:
         text = f"random (logits move by up to {moved:.2g}): judged on {trial.draws} draws"
@@ -188,8 +187,7 @@ def _randomness(trial: Trial) -> Check:
 def _logits(trial: Trial) -> Check:
     some = trial.images[slice(0, 8)]
     base = base_noise(trial.model, some.index, trial.threat, trial.seed)
-    with torch.no_grad():
-        out = trial.model(some.x.to(trial.device), base.fold("check"))
+    out = logits_of(trial.model, some.x.to(trial.device), base.fold("check"))
     sums_to_one = bool((out.sum(1) - 1).abs().max() < 1e-4 and out.min() >= 0)
     if sums_to_one:
         return Check(

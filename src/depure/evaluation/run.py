@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from depure.attacks.base import Attack
 from depure.attacks.expected import distinct_draws
@@ -20,11 +21,15 @@ from depure.evaluation.card import card_of
 from depure.evaluation.certificate import Certificate, check_labels, verify_gradient
 from depure.evaluation.checks import Check, Trial, cheap_checks, costly_checks
 from depure.evaluation.cost import Cost, peak_memory
+from depure.evaluation.fitting import Fitting
+from depure.evaluation.memory import plan_chunk
 from depure.evaluation.record import describe, differences
 from depure.evaluation.shards import Shard, base_noise, compute_shard
 from depure.evaluation.statistics import Estimate
 from depure.files import read_json, replacing, write_json
+from depure.noise import Noise
 from depure.purify.defended import Defended
+from depure.rows import Chunk, parts, rows_at_once
 from depure.threat import Threat
 
 Progress = Callable[[float, int], None]  # images done (in fractions), images in all
@@ -64,12 +69,27 @@ class Evaluation:
     draws: int = 20
     seed: int = 0
     shard_size: int = 32
-    batch: int = 128
+    batch: int = 1024
     check_images: int = 0
     title: str = ""
     command: str = ""
     device: torch.device | None = None
     remember: bool = True  # what the defence answers, to go on inside a shard
+    memory_limit: int | None = None  # bytes, see `plan_chunk`
+
+    def fitting(self) -> Fitting:
+        """The rows that this run hands to the defence at once, decided when it began."""
+
+        def plan() -> Chunk:
+            first = self.images[slice(0, 1)]
+            noise = base_noise(self.model, first.index, self.threat, self.seed).fold("chunk")
+            rows = getattr(self.attack, "chunk", None)
+            most = self.batch if rows is None else min(rows, self.batch)
+            return plan_chunk(
+                self.model, first.x.to(self._device()), noise, self.memory_limit, most
+            )
+
+        return Fitting.of(self.folder / "chunk.json", plan)
 
     def _device(self) -> torch.device:
         if self.device is not None:
@@ -124,7 +144,7 @@ class Evaluation:
             )
         (self.folder / "shards").mkdir(parents=True, exist_ok=True)
         write_json(config, description)
-        certificate = self._certificate()
+        certificate = self.fitting().run(self._certificate)
         own = certificate.rows[0] if certificate.rows else None
         if not certificate.passed and (own is None or own.exact):
             raise ValueError(f"this defence cannot be evaluated as it is. {certificate.verdict}")
@@ -150,15 +170,16 @@ class Evaluation:
         mine = [i for i in range(len(paths)) if i % parts == this]
         total, before = sum(len(self._rows(i)) for i in mine), 0
         report = progress if progress is not None else lambda images, total: None
+        fitting = self.fitting()
         for i in mine:
             rows, memory = self._rows(i), paths[i].with_suffix(".journal")
             if i not in done:
-                shard, cost = compute_shard(
-                    self.model, rows, self.attack, self.threat, draws=self.draws,
+                shard, cost = fitting.run(partial(
+                    compute_shard, self.model, rows, self.attack, self.threat, draws=self.draws,
                     seed=self.seed, batch=self.batch, device=self._device(),
                     tick=partial(_tick, report, before, len(rows), total),
                     memory=memory if self.remember else None,
-                )  # fmt: skip
+                ))  # fmt: skip
                 shard.save(paths[i], cost)
             memory.unlink(missing_ok=True)
             before += len(rows)
@@ -206,14 +227,15 @@ class Evaluation:
             self.model, self.images, self.attack, self.threat, draws, self.seed, self.batch,
             self._device(), self.folder if self.remember else None,
         )  # fmt: skip
-        certificate = self._certificate()
-        checks = self._checks(trial, shard, certificate)
-        self._examples(trial, shard)
+        fitting = self.fitting()
+        certificate = fitting.run(self._certificate)
+        checks = fitting.run(partial(self._checks, trial, shard, certificate))
+        checks += fitting.checks()
+        fitting.run(partial(self._examples, trial, shard))
         card = card_of(
             self.description(), shard, certificate, checks, cost,
             title=self.title or _title(self.model, self.threat), command=self.command,
-            memory=peak_memory(self._device()),
-            device=self._device(),
+            memory=peak_memory(self._device()), fitting=fitting, device=self._device(),
         )  # fmt: skip
         write_json(self.folder / "card.json", card)
         return Result(card, shard, self.folder)
@@ -237,9 +259,14 @@ class Evaluation:
         first = noise.draws(draws)[list(range(0, len(some) * draws, draws))] if draws > 1 else noise
         with torch.no_grad():
             pair = (some.x.to(trial.device), shard.x_adv[:count].to(trial.device))
-            clean, adversarial = (trial.model.purifier(x, first).cpu().contiguous() for x in pair)
+            clean, adversarial = (_purified(trial.model, x, first) for x in pair)
         examples = {"clean": clean, "adversarial": adversarial}
         save_file(examples, self.folder / "examples.safetensors")
+
+
+def _purified(model: Defended, x: Tensor, noise: Noise) -> Tensor:
+    blocks = parts(len(x), rows_at_once(x))
+    return torch.cat([model.purifier(x[p], noise[p]).cpu() for p in blocks]).contiguous()
 
 
 def evaluate(
@@ -252,7 +279,8 @@ def evaluate(
     seed: int = 0,
     out: str | Path | None = None,
     shard_size: int = 32,
-    batch: int = 128,
+    batch: int = 1024,
+    memory_limit: int | None = None,
     check_images: int = 16,
     title: str = "",
     command: str = "",
@@ -274,7 +302,11 @@ def evaluate(
         seed: of all randomness.
         out: run folder; a temporary one, deleted at the end, if omitted.
         shard_size: images per shard, attacked together; a stopped one goes on inside.
-        batch: rows per forward pass when judging.
+        batch: most rows of a forward pass. How many there are follows from the work of a row and
+            from `memory_limit`, is kept in `out` and changes nothing but rounding.
+        memory_limit: bytes that gradients may take; None: the purifier's own limit, or 1 GiB (half
+            of the free memory on a GPU). Where memory runs out all the same, the run goes on with
+            half of the rows, and says so.
         check_images: images for the checks that attack again (more steps, more draws,
             transfer); 0 leaves them out.
         title: what a report calls the run.
@@ -289,7 +321,7 @@ def evaluate(
         run = Evaluation(
             model, images, attack, threat, Path(out) if out else Path(temporary), draws=draws,
             seed=seed, shard_size=shard_size, batch=batch, check_images=check_images,
-            title=title, command=command, remember=out is not None,
+            title=title, command=command, remember=out is not None, memory_limit=memory_limit,
         )  # fmt: skip
         run.prepare()
         run.compute(progress=progress)

@@ -21,6 +21,7 @@ from depure.evaluation.cost import Cost, counted
 from depure.noise import Noise
 from depure.purify.base import check_stages
 from depure.purify.defended import Defended
+from depure.rows import parts, rows_at_once
 from depure.threat import Threat
 from depure.weights import write_safetensors
 
@@ -89,10 +90,16 @@ def predict(model: Defended, x: Tensor, noise: Noise, draws: int, batch: int) ->
     """Predicted classes (B, draws) int16 under `noise.draws(draws)`, `batch` rows at a time."""
     rows = noise.draws(draws) if draws > 1 else noise
     image = torch.arange(len(x), device=x.device).repeat_interleave(draws)
-    parts = [slice(a, a + batch) for a in range(0, len(image), batch)]
     with torch.no_grad():
-        labels = [model(x[image[p]], rows[p]).argmax(1) for p in parts]
+        blocks = parts(len(image), rows_at_once(x, batch))
+        labels = [model(x[image[p]], rows[p]).argmax(1) for p in blocks]
     return torch.cat(labels).view(len(x), draws).to(torch.int16).cpu()
+
+
+def logits_of(model: Defended, x: Tensor, noise: Noise) -> Tensor:
+    """Logits (B, K) under one row of noise each, no more rows at once than the run's chunk."""
+    with torch.no_grad():
+        return torch.cat([model(x[p], noise[p]) for p in parts(len(x), rows_at_once(x))])
 
 
 def base_noise(model: Defended, index: Tensor, threat: Threat, seed: int) -> Noise:

@@ -47,6 +47,18 @@ class Purifier(nn.Module, ABC):
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         """Purify checked images with one row of noise each."""
 
+    @property
+    def memory_limit(self) -> int | None:
+        """Bytes that its gradients may take; None if it does not say."""
+        return None
+
+    def at_once(self, x: Tensor, noise: Noise) -> tuple[Tensor, int]:
+        """The part of `purify` whose graph a gradient has in memory at one time; for planning.
+
+        With it the number of images that are stored besides: 0, since as a rule it is all.
+        """
+        return self.purify(x, noise), 0
+
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Check the images and the noise, then purify.
 

@@ -86,6 +86,16 @@ class DiffPure(Purifier):
         """One purified image per image (B, C, H, W); beyond [0, 1] by a little unless clamped."""
         return (self.backprop.run(self._chain(noise), 2.0 * x - 1.0) + 1.0) / 2.0
 
+    @property
+    def memory_limit(self) -> int | None:
+        """That of the loop driver."""
+        return self.backprop.memory_limit
+
+    def at_once(self, x: Tensor, noise: Noise) -> tuple[Tensor, int]:
+        """What the loop driver has in memory at one time, and the states that it may store."""
+        chain = self._chain(noise)
+        return (self.backprop.at_once(chain, 2.0 * x - 1.0) + 1.0) / 2.0, len(chain.links())
+
     def waypoints(self, x: Tensor, noise: Noise) -> tuple[Waypoint, ...]:
         """The states after each reverse step, (x_t + 1) / 2; the last is the purified image.
 

@@ -74,6 +74,10 @@ class Adjoint(Backprop):
             )[-1].view_as(start)
         return x.clamp(-1.0, 1.0) if chain.clamp else x
 
+    def at_once(self, chain: Chain, x: Tensor) -> Tensor:
+        """One link: the backward solve differentiates one step at a time."""
+        return chain.links()[0](x)
+
 
 def _torchsde() -> Any:
     try:

@@ -27,6 +27,12 @@ class Straight(Backprop):
             value = run_links(chain.links(), x)
         return _value_of(value, x)
 
+    def at_once(self, chain: Chain, x: Tensor) -> Tensor:
+        """One link, without a graph."""
+        with torch.no_grad():
+            value = chain.links()[0](x)
+        return _value_of(value, x)
+
 
 @dataclass(frozen=True)
 class Surrogate(Backprop):
@@ -58,6 +64,10 @@ class Surrogate(Backprop):
             value = run_links(chain.links(), x)
         return _value_of(value, coarse)
 
+    def at_once(self, chain: Chain, x: Tensor) -> Tensor:
+        """One link."""
+        return Checkpoint().at_once(chain, x)
+
 
 @dataclass(frozen=True)
 class Blind(Backprop):
@@ -71,3 +81,7 @@ class Blind(Backprop):
         if torch.is_grad_enabled() and x.requires_grad:
             return x.clone()
         return run_links(chain.links(), x)
+
+    def at_once(self, chain: Chain, x: Tensor) -> Tensor:
+        """One link, as whoever asks for no gradient runs it."""
+        return Straight().at_once(chain, x)

@@ -51,9 +51,18 @@ class Backprop(ABC):
         """Whether the gradient is that of the chain itself."""
         return False
 
+    @property
+    def memory_limit(self) -> int | None:
+        """Bytes for activations; None if there is no limit of its own."""
+        return None
+
     @abstractmethod
     def run(self, chain: Chain, x: Tensor) -> Tensor:
         """The end of the chain started at x (B, C, H, W), differentiable as this driver does."""
+
+    def at_once(self, chain: Chain, x: Tensor) -> Tensor:
+        """The part of `run` whose graph is in memory at one time: all, unless it replays links."""
+        return self.run(chain, x)
 
     def states(self, chain: Chain, x: Tensor) -> tuple[Tensor, ...]:
         """The state (B, C, H, W) after each link; the last is the end.

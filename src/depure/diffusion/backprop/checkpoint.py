@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from depure.diffusion.backprop.base import Backprop, require_graph, run_links, walk
 from depure.diffusion.chain import Chain
+from depure.rows import current_chunk
 from depure.types import Step
 
 _CPU_BUDGET = 2**30
@@ -55,6 +56,11 @@ class Checkpoint(Backprop):
         """Yes."""
         return True
 
+    @property
+    def memory_limit(self) -> int | None:
+        """The memory budget."""
+        return self.memory_budget
+
     def run(self, chain: Chain, x: Tensor) -> Tensor:
         """Replay the first T - K links, keep the graphs of the last K."""
         links = chain.links()
@@ -63,6 +69,10 @@ class Checkpoint(Backprop):
         split = len(links) - self.kept(chain, x)
         end = run_links(links[split:], replay(links[:split], x, self.segment))
         return require_graph(end, x)
+
+    def at_once(self, chain: Chain, x: Tensor) -> Tensor:
+        """One link; what else is kept is counted when it is decided, see `kept`."""
+        return chain.links()[0](x)
 
     def states(self, chain: Chain, x: Tensor) -> tuple[Tensor, ...]:
         """As `run`; exact for a loss of any of the states, and as frugal.
@@ -80,10 +90,13 @@ class Checkpoint(Backprop):
     def kept(self, chain: Chain, x: Tensor) -> int:
         """K: how many steps' graphs the budget holds for a batch like x."""
         links = chain.links()
-        budget = _free_memory(x.device) if self.memory_budget is None else self.memory_budget
+        budget = default_limit(x.device) if self.memory_budget is None else self.memory_budget
         if budget == 0:
             return 0
-        size = max(1, step_bytes(chain, x))
+        size, chunk = max(1, step_bytes(chain, x)), current_chunk()
+        if chunk is not None and chunk.reserve:
+            budget = max(0, budget - chunk.reserve * len(x))
+            return min(len(links), budget // size)
         if size * len(links) <= budget:
             return len(links)
         return max(0, (budget - size) // size)  # one step's worth is needed to replay
@@ -94,7 +107,8 @@ def _differentiated(chain: Chain, x: Tensor) -> bool:
     return torch.is_grad_enabled() and (x.requires_grad or weights)
 
 
-def _free_memory(device: torch.device) -> int:
+def default_limit(device: torch.device) -> int:
+    """Bytes for activations where nobody names a limit: 1 GiB, or half of a GPU's free memory."""
     if device.type != "cuda":
         return _CPU_BUDGET
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -117,13 +131,14 @@ def step_bytes(chain: Chain, x: Tensor) -> int:
 
 def _probe(chain: Chain, x: Tensor) -> int:
     weights = {p.data_ptr() for p in chain.denoiser.parameters()}
-    sizes: dict[int, int] = {}
+    saved: dict[int, torch.UntypedStorage] = {}
 
-    def note(tensor: Tensor) -> Tensor:
+    def note(tensor: Tensor) -> None:
+        # Held here and not in the graph, where an output saved for its own gradient would make a
+        # circle that only the garbage collector opens, with a whole step's memory in it.
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+            saved[storage.data_ptr()] = storage
 
     leaf = x.detach().requires_grad_()
     token = probing.set(True)
@@ -132,7 +147,7 @@ def _probe(chain: Chain, x: Tensor) -> int:
             chain.links()[0](leaf)
     finally:
         probing.reset(token)
-    return sum(sizes.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 def replay(links: Sequence[Step], x: Tensor, segment: int = 1) -> Tensor:
