@@ -17,6 +17,7 @@ FLOORS = {
     "noise": 0,
     "types": 0,
     "weights": 0,
+    "pieces": 0.5,
     "diffusion": 1,
     "purify": 2,
     "threat": 3,
