@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from depure.files import locked, read_json, replacing, sweep, write_json, write_text
+from depure.files import locked, plain, read_json, replacing, sweep, write_json, write_text
 
 
 def test_replaces_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -70,6 +70,15 @@ def test_sweep_removes_what_killed_processes_left_and_nothing_else(tmp_path: Pat
         assert sweep(tmp_path) == 1
         assert temporary.exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == [".mine.tmp", "b.json"]
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"a\xff\xc3\xa9")
+    assert plain(name) == "a\\xff\u00e9"
+    write_text(tmp_path / name, f"of {name}")
+    assert (tmp_path / name).read_text() == "of a\\udcff\u00e9"
+    write_json(tmp_path / name, {"name": name})
+    assert read_json(tmp_path / name) == {"name": name}
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "\udcff", "[" * 100_000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -102,6 +103,12 @@ def test_content_that_was_changed_by_hand(pieces: Pieces) -> None:
     save_file(wrong, pieces.folder / "a.safetensors", said)
     with pytest.raises(ValueError, match="its checksum does not fit"):
         pieces.read_tensors("a.safetensors")
+
+
+def test_a_folder_whose_name_is_not_utf_8(tmp_path: Path) -> None:
+    pieces = Pieces(tmp_path / os.fsdecode(b"\xff"), MINE)
+    pieces.write_tensors("a.safetensors", TENSORS)
+    assert pieces.read_tensors("a.safetensors")[0].keys() == TENSORS.keys()
 
 
 def test_a_description_comes_back_with_its_identity(tmp_path: Path) -> None:

@@ -124,6 +124,11 @@ def _acquire(file: Path, wait: bool) -> int:
         os.close(handle)
 
 
+def plain(name: str) -> str:
+    """A file's name as text that can be shown anywhere: bytes that are not UTF-8 as `\\xff`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, see `replacing`; what a file name holds beyond UTF-8 as backslashes."""
     with replacing(path) as file:

@@ -93,9 +93,9 @@ def _kept(pieces: Pieces, name: str, compute: Callable[[], Mapping[str, Array]])
                 write_arrays(path, {**found, _SEAL: seal})
                 return found
     found = read_arrays(path)
-    seal = str(found.pop(_SEAL, np.asarray("null")))
+    text = str(found.pop(_SEAL, np.asarray("null")))
     try:
-        said = json.loads(seal)
+        said = json.loads(text)
     except ValueError as error:
         pieces.damaged(name, error)
     pieces.check(name, said, found)

@@ -28,7 +28,7 @@ from depure.cli.build import build_model, load_images
 from depure.cli.evaluate import command_line
 from depure.cli.show import console, progress_bar
 from depure.data import Images
-from depure.files import replacing, write_json, write_text
+from depure.files import plain, replacing, write_json, write_text
 from depure.purify import Defended
 from depure.reporting.explain import all_answers, explain_page
 from depure.reporting.plots.gradients import gradients_figure
@@ -342,7 +342,7 @@ def _with(compute: Callable[..., Any]) -> Callable[[Cells], Any]:
 def _defences(options: dict[str, Any]) -> tuple[dict[str, Defended], Images, Ball]:
     """The defence of the options under its denoiser's name, and those beside it."""
     model, images = build_model(options)
-    found = {Path(options["denoiser"]).name: model}
+    found = {plain(Path(options["denoiser"]).name): model}
     for entry in options.get("beside", ()):
         name, _, denoiser = entry.partition("=")
         if not (name and denoiser):

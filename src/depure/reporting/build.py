@@ -105,7 +105,7 @@ def _link(page: Path, target: Path) -> str:
         relative = os.path.relpath(page.resolve(), target.resolve().parent)
     except ValueError:  # on different drives
         return page.resolve().as_uri()
-    return quote(Path(relative).as_posix())
+    return quote(os.fsencode(Path(relative).as_posix()))
 
 
 def _write(path: Path, html: str) -> Path:

@@ -17,7 +17,7 @@ from depure.evaluation.record import SCHEMA
 from depure.evaluation.run import EXAMPLES
 from depure.evaluation.shards import Shard, shard_name
 from depure.evaluation.statistics import Estimate
-from depure.files import read_json
+from depure.files import plain, read_json
 from depure.pieces import Pieces
 
 SHOWN = 8  # images whose pixels are kept
@@ -70,7 +70,7 @@ class Run:
     @property
     def title(self) -> str:
         """What the run is called."""
-        return str(self.card["title"] or self.folder.name)
+        return str(self.card["title"] or plain(self.folder.name))
 
     @property
     def setting(self) -> dict[str, Any]:
