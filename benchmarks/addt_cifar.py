@@ -17,7 +17,7 @@ from pathlib import Path
 
 from attacks_digits import value
 
-from depure.evaluation.shards import Shard
+from depure.evaluation.shards import read_shards
 from depure.evaluation.statistics import difference
 
 MODELS = {"vanilla": "base", "control": "control", "ADDT": "addt"}
@@ -115,8 +115,7 @@ def gain(model: str, attacker: str, args: argparse.Namespace) -> str:
         return ""
     found = []
     for path in paths:
-        files = sorted((path / "shards").glob("[0-9]*.safetensors"))
-        shard = Shard.join([Shard.load(file)[0] for file in files])
+        shard = read_shards(path)
         found.append((shard.adversarial == shard.y[:, None]).numpy())
     d = difference(*found)
     return f"{100 * d.value:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"

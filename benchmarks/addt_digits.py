@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from depure.evaluation.shards import Shard
+from depure.evaluation.shards import read_shards
 from depure.evaluation.statistics import difference
 
 MODELS = {  # vanilla is the bundled model, where all others start
@@ -195,10 +195,7 @@ def correct(
     runs = [run for run in runs if (run / "card.json").exists()]
     if not runs:
         return None
-    shards = [
-        Shard.join([Shard.load(p)[0] for p in sorted((run / "shards").glob("[0-9]*.safetensors"))])
-        for run in runs
-    ]
+    shards = [read_shards(run) for run in runs]
     clean, robust = (
         np.concatenate([(getattr(s, k) == s.y[:, None]).numpy() for s in shards], 1)
         for k in ("clean", "adversarial")

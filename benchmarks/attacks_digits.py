@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from depure.evaluation.shards import Shard
+from depure.evaluation.shards import read_shards
 from depure.evaluation.statistics import difference
 
 GRADIENT = "--attack-steps 20 --eot 5"
@@ -203,8 +203,7 @@ def right(cell: Cell, args: argparse.Namespace) -> np.ndarray | None:
     run = folder(cell, args)
     if not (run / "card.json").exists():
         return None
-    paths = sorted((run / "shards").glob("[0-9]*.safetensors"))
-    shard = Shard.join([Shard.load(path)[0] for path in paths])
+    shard = read_shards(run)
     return (shard.adversarial == shard.y[:, None]).numpy()
 
 

@@ -83,7 +83,9 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
         ) from error
     except OSError as error:
         if error.errno not in _READ_ONLY:
-            raise OSError(f"cannot write {file} ({error.strerror or error})") from error
+            raise OSError(
+                f"cannot write {file} ({error.strerror or error}): choose another folder"
+            ) from error
         handle = None
     try:
         yield
@@ -122,10 +124,15 @@ def _acquire(file: Path, wait: bool) -> int:
         os.close(handle)
 
 
+def plain(name: str) -> str:
+    """A file's name as text that can be shown anywhere: bytes that are not UTF-8 as `\\xff`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, see `replacing`."""
+    """Write UTF-8 text, see `replacing`; what a file name holds beyond UTF-8 as backslashes."""
     with replacing(path) as file:
-        file.write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

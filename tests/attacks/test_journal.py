@@ -1,11 +1,13 @@
 """A killed attack, run again with its journal, goes on inside its images: any attack."""
 
+import hashlib
 import itertools
 import time
 import warnings
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from depure.attacks import (
     APGD,
@@ -178,6 +180,21 @@ def test_another_question_is_answered_afresh(tmp_path):
     assert torch.equal(run("PGD", other, path, 2)[0], plain)
     assert other.calls > 0
     assert (tmp_path / "other").read_bytes() == path.read_bytes()
+
+
+def test_the_journal_of_another_run_is_not_believed(tmp_path):
+    asked = ("a", Noise.of(0, [0]), (torch.ones(1),))
+    for run, answer, found in (("one", 1.0, 1.0), ("one", 2.0, 1.0), ("other", 3.0, 3.0)):
+        with journal(tmp_path / "j", run=run):
+            assert recalled(*asked, lambda answer=answer: (torch.tensor(answer),))[0] == found
+
+
+@pytest.mark.parametrize("blob", [b"", b"nonsense", save({"x": torch.ones(1)})])
+def test_a_record_that_is_whole_but_none_of_ours(blob, tmp_path):
+    path = tmp_path / "j"
+    path.write_bytes(len(blob).to_bytes(8, "little") + hashlib.sha256(blob).digest() + blob)
+    with journal(path):
+        assert recalled("a", Noise.of(0, [0]), (torch.ones(1),), lambda: (torch.ones(1),))[0] == 1
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "answer", "nonsense", "length", "empty"])

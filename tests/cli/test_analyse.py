@@ -86,6 +86,17 @@ def test_explain(run, tmp_path):
     assert (tmp_path / "e" / "landscape" / "ADDT" / "arrays.npz").exists()
 
 
+def test_a_folder_of_another_analysis_is_refused(run, fails, tmp_path):
+    line = f"analyse landscape --points 3 {TINY} --out a"
+    assert run(line)[0] == 0
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
+    fails(f"{line} --seed 1", "a holds another analysis (options.seed: 0, now 1)")
+    fails(f"analyse trajectories {TINY} --out a", "another analysis (instrument: landscape, now")
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
+    assert run(line)[0] == 0
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
+
+
 def test_bad_input(fails):
     fails(f"analyse stochasticity {TINY} --beside digits-addt", "--beside must be NAME=DENOISER")
     fails(f"analyse stochasticity {TINY} --beside digits=digits-addt", "names 'digits' twice")

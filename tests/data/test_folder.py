@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +171,9 @@ def test_write_image_refuses(tmp_path: Path, image: torch.Tensor, name: str, mes
 def test_read_image_without_a_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no image file at"):
         read_image(tmp_path / "none.png")
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    for name in (b"a\xff", b"b"):
+        write_image(torch.full((3, 4, 4), 0.2), tmp_path / os.fsdecode(name) / "0.png")
+    assert image_folder(tmp_path).classes == ("a\\xff", "b")

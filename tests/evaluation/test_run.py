@@ -1,12 +1,17 @@
 """The evaluation: resumable, mergeable, independent of batch, chunk and shard sizes."""
 
 import dataclasses
+import errno
 import json
+import os
+import re
+import shutil
+import stat
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from depure.attacks import (
@@ -132,6 +137,227 @@ class Killed(Exception):
     pass
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run, and the folder of one with another seed; copy before changing."""
+    folder = tmp_path_factory.mktemp("whole")
+    x = torch.rand(22, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    data = Images(x, Head()(x).argmax(1), torch.arange(100, 122), ("a", "b", "c"), "toy")
+    for seed in (0, 1):
+        evaluate(MODEL, data, ATTACK, THREAT, out=folder / f"{seed}", seed=seed, **SETTINGS)
+    return folder
+
+
+PIECES = ("shards/00002.safetensors", "checks-4.json", "certificate.json", "examples.safetensors")
+
+
+def again(images, out, **changes):
+    return evaluate(MODEL, images, ATTACK, THREAT, out=out, **{**SETTINGS, **changes})
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_a_piece_of_another_run_is_refused_by_name_and_can_be_computed_again(
+    name, images, whole, tmp_path
+):
+    out = shutil.copytree(whole / "0", tmp_path / "run")
+    shutil.copy(whole / "1" / name, out / name)
+    before = {p: p.read_bytes() for p in out.rglob("*.*")}
+    with pytest.raises(ValueError, match=rf"{name} is part of another run .* delete this file"):
+        again(images, out)
+    assert {p: p.read_bytes() for p in out.rglob("*.*")} == before
+    (out / name).unlink()
+    kept = {p: p.stat().st_ino for p in out.rglob("*.*")}
+    again(images, out)
+    assert {p: p.stat().st_ino for p in out.rglob("*.*") if p != out / name} == kept
+    assert (out / name).exists()
+    assert json.loads((out / "card.json").read_text()) == json.loads(
+        (whole / "0" / "card.json").read_text()
+    )
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_a_flipped_bit_is_noticed_by_name(name, images, whole, tmp_path):
+    out = shutil.copytree(whole / "0", tmp_path / "run")
+    content = bytearray((out / name).read_bytes())
+    content[-30] ^= 1
+    (out / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is damaged"):
+        again(images, out)
+
+
+def test_the_same_shard_twice_and_two_swapped(images, whole, tmp_path):
+    out = shutil.copytree(whole / "0", tmp_path / "run")
+    first, second = (out / "shards" / f"0000{i}.safetensors" for i in (0, 1))
+    other = second.read_bytes()
+    second.write_bytes(first.read_bytes())
+    said = r"00001\.safetensors is shards/00000\.safetensors of this run under another name"
+    with pytest.raises(ValueError, match=said):
+        again(images, out)
+    first.write_bytes(other)
+    with pytest.raises(ValueError, match=r"00000\.safetensors is shards/00001\.safetensors"):
+        again(images, out)
+
+
+def test_checks_of_other_images_are_not_those_asked_for(images, whole, tmp_path):
+    out = shutil.copytree(whole / "0", tmp_path / "run")
+    shutil.copy(out / "checks-4.json", out / "checks-3.json")
+    with pytest.raises(ValueError, match=r"checks-3\.json is checks-4\.json of this run"):
+        again(images, out, check_images=3)
+
+
+def test_shards_of_another_format_are_refused_by_name(images, whole, tmp_path):
+    out = shutil.copytree(whole / "0", tmp_path / "run")
+    shard = out / "shards" / "00001.safetensors"
+    save_file(load_file(shard), shard, {"cost": "{}"})
+    with pytest.raises(ValueError, match=r"00001\.safetensors does not say which run"):
+        again(images, out)
+
+
+def test_what_is_joined_is_verified(images, whole, tmp_path):
+    def run(folder):
+        found = Evaluation(MODEL, images, ATTACK, THREAT, tmp_path / folder, **SETTINGS)
+        found.prepare()
+        return found
+
+    part = run("part")
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json: join the folder of a run"):
+        part.join([tmp_path])
+    with pytest.raises(ValueError, match=r"another configuration \(seed: 1, now 0\)"):
+        part.join([whole / "1"])
+    wrong = shutil.copytree(whole / "0", tmp_path / "wrong")
+    name = "shards/00003.safetensors"
+    shutil.copy(whole / "1" / name, wrong / name)
+    with pytest.raises(ValueError, match=rf"wrong/{name} is part of another run"):
+        part.join([wrong])
+    assert part.missing() == [3, 4]  # the good ones are there
+    (wrong / name).unlink()
+    part.join([wrong, whole / "0"])
+    assert part.missing() == []
+    for path in part.shard_paths():
+        assert path.read_bytes() == (whole / "0" / "shards" / path.name).read_bytes()
+
+
+def test_images_that_changed_between_two_parts(images, tmp_path):
+    def part(data, folder, which):
+        run = Evaluation(MODEL, data, ATTACK, THREAT, tmp_path / folder, **SETTINGS)
+        run.prepare()
+        run.compute(which)
+        return run
+
+    first = part(images, "a", (0, 2))
+    changed = dataclasses.replace(images, x=images.x.clone())
+    changed.x[21, 0, 0, 0] += 1 / 255
+    with pytest.raises(ValueError, match=r"another configuration \(data\.fingerprint: "):
+        part(changed, "a", (1, 2))
+    other = part(changed, "b", (1, 2))
+    with pytest.raises(ValueError, match=r"another configuration \(data\.fingerprint: "):
+        first.join([other.folder])
+
+
+def test_other_versions_do_not_go_on_but_may_read(images, whole, tmp_path, monkeypatch):
+    out = shutil.copytree(whole / "0", tmp_path / "run")
+    part = shutil.copytree(whole / "0", tmp_path / "part")
+    (part / "shards" / "00001.safetensors").unlink()
+    real = torch.__version__
+    monkeypatch.setattr(torch, "__version__", "9.9.9")
+    kept = (out / "card.json").read_bytes()
+    again(images, out)
+    assert (out / "card.json").read_bytes() == kept
+    with pytest.raises(ValueError, match=rf"begun with other versions.*{re.escape(real)}.*9\.9\.9"):
+        again(images, part)
+    with pytest.raises(ValueError, match="begun with other versions"):
+        again(images, out, check_images=2)
+    new = Evaluation(MODEL, images, ATTACK, THREAT, tmp_path / "new", **SETTINGS)
+    new.prepare()
+    with pytest.raises(ValueError, match=r"another configuration \(versions\.torch: "):
+        new.join([part])
+
+
+def test_a_shard_at_work_is_not_begun_twice(images, tmp_path):
+    def start(which):
+        run = Evaluation(MODEL, images, ATTACK, THREAT, tmp_path / "run", **SETTINGS)
+        run.prepare()
+        run.compute(which, lambda done, total: second(done))
+        return run
+
+    def second(done):
+        if 0 < done < 5 and not refused:
+            refused.append(True)
+            with pytest.raises(BlockingIOError, match=r"at work on .*00000\.safetensors"):
+                start((0, 1))
+            start((1, 2))  # the other part may share the folder
+
+    refused = []
+    assert start((0, 2)).missing() == []
+    assert refused
+    assert not [p.name for p in (tmp_path / "run").rglob(".*")]
+
+
+def test_what_killed_processes_left_is_cleaned(images, whole, tmp_path):
+    out = shutil.copytree(whole / "0", tmp_path / "run")
+    left = [
+        out / ".card.json.depure-lock",
+        out / "shards" / ".00001.safetensors.depure-lock",
+        out / ".checks-4.json.elsewhere-1-00000000.tmp",
+        out / "shards" / ".00001.safetensors.elsewhere-1-00000000.tmp",
+        out / "shards" / "00001.journal",
+    ]
+    for file in left:
+        file.touch()
+        os.utime(file, (0, 0))
+    again(images, out)
+    assert not [file for file in left if file.exists()]
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """No file can be made or removed, as on a read-only file system."""
+    really = os.open
+
+    def refuse_new(path, flags, *args, **kwargs):
+        return refuse() if flags & os.O_CREAT else really(path, flags, *args, **kwargs)
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def freeze():
+        monkeypatch.setattr("depure.files.os.open", refuse_new)
+        for name in ("touch", "unlink"):
+            monkeypatch.setattr(Path, name, refuse)
+
+    return freeze
+
+
+def test_a_finished_run_may_be_read_only_an_unfinished_one_says_so(
+    images, whole, tmp_path, read_only
+):
+    out = shutil.copytree(whole / "0", tmp_path / "run")
+    part = shutil.copytree(whole / "0", tmp_path / "part")
+    (part / "shards" / "00001.safetensors").unlink()
+    card = json.loads((out / "card.json").read_text())
+    read_only()
+    assert again(images, out).card["run"] == card["run"]
+    with (
+        pytest.warns(UserWarning, match="journal"),
+        pytest.raises(
+            OSError, match=r"cannot write .*00001\.safetensors \(Read-only file system\)"
+        ),
+    ):
+        again(images, part)
+    with pytest.raises(OSError, match=r"cannot write .*new/config\.json"):
+        again(images, tmp_path / "new")
+
+
+def test_files_have_the_ordinary_mode(images, tmp_path):
+    before = os.umask(0o027)
+    try:
+        again(images, tmp_path / "run")
+    finally:
+        os.umask(before)
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "run").rglob("*.*")}
+    assert set(modes.values()) == {0o640}, modes
+
+
 def test_mixed_noise_at_its_ends_is_dw_box_and_the_white_box(images):
     def of(**knowledge):
         threat = Threat(Linf(0.1), **knowledge)
@@ -255,12 +481,14 @@ def test_a_setting_outside_weights_and_repr_is_another_configuration(images, tmp
         evaluate(Defended(Scaled(0.5), Head()), images, ATTACK, THREAT, out=out, **SETTINGS)
 
 
-def test_shards_without_a_configuration_are_not_taken_over(images, tmp_path):
+def test_shards_without_a_configuration_are_taken_over_by_their_own_run_alone(images, tmp_path):
     out = tmp_path / "run"
-    evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
+    whole = evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
     (out / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"shards but no config\.json"):
-        evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
+    with pytest.raises(ValueError, match=r"shards but no config\.json .* part of another run"):
+        evaluate(MODEL, images, dataclasses.replace(ATTACK, steps=4), THREAT, out=out, **SETTINGS)
+    assert not (out / "config.json").exists()
+    assert evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS).card == whole.card
 
 
 def test_bpda_of_an_undifferentiable_purifier_has_nothing_to_compare_with(images):
@@ -275,7 +503,7 @@ def test_a_certificate_that_is_none(images, tmp_path):
     out = tmp_path / "run"
     evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
     (out / "certificate.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no certificate"):
+    with pytest.raises(ValueError, match=r"certificate\.json does not say which run"):
         evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
 
 
@@ -350,34 +578,19 @@ def test_an_ensemble_accounts_for_its_calls(images, tmp_path):
     assert 1.0 >= accuracy[0] >= accuracy[1] >= accuracy[2] > 0.0
     assert accuracy[2] < accuracy[0]
 
-    class Kill(PGD):
-        def __call__(self, *args):
-            raise KeyboardInterrupt
+    def kill(*args):
+        raise KeyboardInterrupt
 
-    object.__setattr__(battery, "members", (battery.members[0], Kill(steps=5, eot=4)))
+    kills = type("PGD", (PGD,), {"__call__": kill})  # its record is that of the other
+    object.__setattr__(battery, "members", (battery.members[0], kills(steps=5, eot=4)))
     with pytest.raises(KeyboardInterrupt):
         evaluate(MODEL, images, battery, THREAT, out=tmp_path / "killed", **settings)
     plain = Ensemble((PGD(steps=2, eot=2), PGD(steps=5, eot=4)), judge_draws=3)
-    config = (tmp_path / "killed/config.json").read_text().replace('"Kill"', '"PGD"')
-    (tmp_path / "killed/config.json").write_text(config)
     assert list((tmp_path / "killed").rglob("*.journal"))
     again = evaluate(MODEL, images, plain, THREAT, out=tmp_path / "killed", **settings).card
     assert again["budget"] == card["budget"]
     single = evaluate(MODEL, images, ATTACK, THREAT, **settings).card
     assert single["budget"] == {"calls": [], "accuracy": []}
-
-
-def test_shards_of_an_earlier_version_are_read(images, tmp_path):
-    battery = Ensemble((PGD(steps=2, eot=2),), judge_draws=3)
-    result = evaluate(MODEL, images, battery, THREAT, out=tmp_path, **SETTINGS)
-    path = sorted((tmp_path / "shards").glob("*.safetensors"))[0]
-    with safe_open(path, "pt") as file:
-        kept = {k: file.get_tensor(k) for k in file.keys() if k not in ("best", "spent")}  # noqa: SIM118
-        metadata = file.metadata()
-    save_file(kept, path, metadata)
-    again = evaluate(MODEL, images, battery, THREAT, out=tmp_path, **SETTINGS)
-    assert again.card["results"] == result.card["results"]
-    assert again.card["budget"] == {"calls": [], "accuracy": []}
 
 
 def test_what_is_heard_of_targeted_attacks():

@@ -18,6 +18,7 @@ FLOORS = {
     "rows": 0,
     "types": 0,
     "weights": 0,
+    "pieces": 0.5,
     "diffusion": 1,
     "purify": 2,
     "threat": 3,

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from depure.evaluation.card import card_of
+from depure.evaluation.card import card_of, keep_card
 from depure.evaluation.certificate import Agreement, Certificate
 from depure.evaluation.checks import Check
 from depure.evaluation.cost import Cost
-from depure.evaluation.shards import Shard
-from depure.files import write_json
+from depure.evaluation.shards import Shard, shard_name
+from depure.pieces import Pieces, identity
 
 MakeRun = Callable[..., Path]
 
@@ -139,21 +138,23 @@ def make_run(tmp_path: Path) -> MakeRun:
         )  # fmt: skip
         folder = tmp_path / name
         (folder / "shards").mkdir(parents=True)
+        described = description(images, shape, draws, **setting)
+        pieces = Pieces(folder, identity(described))
         cost = Cost(54_172, 5400, 30.1)
         for i in range(0, images, 4) if shards else ():
             part = Shard(**{k: v[i : i + 4] for k, v in vars(shard).items()})
-            part.save(folder / "shards" / f"{i // 4:05d}.safetensors", cost)
+            part.save(pieces, shard_name(i // 4), cost)
         if examples:
             pair = {"clean": x[:8] * 1.05, "adversarial": x_adv[:8] * 1.05}  # beyond 1 by a little
-            save_file(pair, folder / "examples.safetensors")
-        described = description(images, shape, draws, **setting)
+            pieces.write_tensors("examples.safetensors", pair)
         if members:
             described["attack"] = {"name": "Ensemble", "members": [named(m) for m in members]}
         card = card_of(
             described, shard, certificate(exact=exact), checks, cost,
-            title=title, command=command, memory=433 * 2**20, device=torch.device("cpu"),
+            title=title, command=command, memory=433 * 2**20,
+            fitting=Fitting(folder / "chunk.json", Chunk(128), 128), device=torch.device("cpu"),
         )  # fmt: skip
-        write_json(folder / "card.json", card)
+        keep_card(pieces, card)
         return folder
 
     return make

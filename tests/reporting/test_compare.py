@@ -10,8 +10,10 @@ from urllib.parse import unquote
 import pytest
 import torch
 
+from depure.evaluation.card import check_card
 from depure.evaluation.shards import Shard
 from depure.evaluation.statistics import difference
+from depure.files import read_json
 from depure.reporting import report
 from depure.reporting.compare import render_compare
 from depure.reporting.load import load_run
@@ -27,7 +29,9 @@ def compare(*folders: Path) -> str:
 
 
 def correct(folder: Path) -> torch.Tensor:
-    shard = Shard.join([Shard.load(p)[0] for p in sorted((folder / "shards").iterdir())])
+    pieces = check_card(folder / "card.json", read_json(folder / "card.json"))
+    names = [f"shards/{p.name}" for p in sorted((folder / "shards").iterdir())]
+    shard = Shard.join([Shard.load(pieces, name)[0] for name in names])
     return shard.adversarial == shard.y[:, None]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from depure.evaluation.card import keep_card
+from depure.pieces import Pieces
 from depure.reporting import report, save_figures
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -68,6 +71,11 @@ def words_of(path: Path) -> str:
 
 def card_at(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "card.json").read_text()))
+
+
+def rewrite(folder, card):
+    """A card changed on purpose, with the seal that it would have."""
+    keep_card(Pieces(folder, card["run"]["seal"]["run"]), card)
 
 
 def test_numbers_of_the_card(make_run):
@@ -177,7 +185,7 @@ def test_null_entries_of_a_certificate(make_run):
     card = card_at(folder)
     card["certificate"]["finite_difference_error"] = None
     card["certificate"]["rows"][0] |= {"cosine": None, "sign_agreement": None}
-    (folder / "card.json").write_text(json.dumps(card))
+    rewrite(folder, card)
     assert "not measured" in words_of(report(folder))
 
 
@@ -188,7 +196,7 @@ def test_settings_unknown_to_the_page_are_shown(make_run):
     card["setting"]["model"]["purifier"] = "Denoise(Net(3 weights), strength=0.5, mode='a, (b')"
     card["setting"]["threat"]["ball"] = {"name": "Patch", "side": 5}
     card["setting"]["mystery"] = [1, None]
-    (folder / "card.json").write_text(json.dumps(card))
+    rewrite(folder, card)
     text = words_of(report(folder))
     for part in ("Square", "P init 0.8", "Net(3 weights)", "'a, (b'", "side 5", "1, default"):
         assert part in text, part
@@ -210,9 +218,17 @@ def test_missing_and_foreign_cards(make_run, tmp_path):
     (folder / "card.json").write_text(json.dumps(card | {"schema": "depure.card/9"}))
     with pytest.raises(ValueError, match=r"schema 'depure\.card/9', but this version"):
         report(folder)
-    del card["results"]["effect"]
+    card["results"]["effect"]["value"] += 0.5
     (folder / "card.json").write_text(json.dumps(card))
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match=r"card\.json is damaged \(its checksum does not fit\)"):
+        report(folder)
+    del card["results"]["effect"]
+    rewrite(folder, card)
+    with pytest.raises(ValueError, match=r"card\.json is damaged \(KeyError"):
+        report(folder)
+    del card["run"]["seal"]
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"card\.json does not say which run"):
         report(folder)
     (folder / "card.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
@@ -224,6 +240,29 @@ def test_damaged_pictures(make_run):
     (folder / "examples.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match=r"examples\.safetensors is damaged"):
         report(folder)
+
+
+def test_pieces_of_another_run_are_refused(make_run):
+    folder, other = make_run(), make_run("other", data_seed=1, fingerprint="another")
+    kept = (folder / "shards" / "00001.safetensors").read_bytes()
+    for name in ("examples.safetensors", "shards/00001.safetensors"):
+        shutil.copy(other / name, folder / name)
+        with pytest.raises(ValueError, match=rf"{name} is part of another run"):
+            report(folder)
+        (folder / name).unlink()
+    report(folder)
+    (folder / "shards" / "00002.safetensors").write_bytes(kept)
+    (folder / "shards" / "00001.safetensors").write_bytes(kept)
+    with pytest.raises(ValueError, match=r"00002.safetensors is shards/00001\S+ of this run under"):
+        report(folder)
+
+
+def test_a_page_that_is_right_is_not_written_again(make_run):
+    page = report(make_run())
+    before = page.stat().st_ino
+    assert report(page.parent).stat().st_ino == before
+    page.write_text("old")
+    assert "A made-up run" in report(page.parent).read_text()
 
 
 def test_figures_for_papers(make_run):

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from depure.analysis.store import Array, Arrays, Cells
+from depure.data.images import Images
+from depure.evaluation.record import packages
 from depure.purify.defended import Defended
+from depure.weights import fingerprint
 
 
 def mean_known(values: Array, axis: int) -> Array:
@@ -36,6 +39,20 @@ def tag(record: dict[str, Any]) -> str:
     """Ten letters that tell apart what decides a result."""
     text = json.dumps(record, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def decides(
+    instrument: str, options: dict[str, str], models: dict[str, Defended], images: Images
+) -> dict[str, Any]:
+    """What decides an instrument's numbers: equal records, equal numbers."""
+    parts = [part for model in models.values() for part in model.modules()]
+    return {
+        "instrument": instrument,
+        "options": options,
+        "images": fingerprint({"x": images.x, "y": images.y, "index": images.index}),
+        "weights": {name: fingerprint(model.state_dict()) for name, model in models.items()},
+        "versions": packages(parts),
+    }
 
 
 def join(parts: list[Arrays]) -> Arrays:

@@ -14,10 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depure.evaluation.record import differences
-from depure.files import read_json, replacing, write_json
+from depure.files import locked, replacing, sweep
+from depure.pieces import Pieces, identity, read_config, write_config
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
+
+_SEAL = "__seal__"  # the entry of a cell that says what it is
 
 
 @dataclass(eq=False)
@@ -31,7 +34,9 @@ class Cells:
         progress: called with cells done and cells in all.
 
     Raises:
-        ValueError: the folder holds another analysis.
+        ValueError: the folder holds another analysis, or a cell in it is damaged or not what its
+            name says.
+        OSError: the folder cannot be written.
 
     Example:
         >>> cells = Cells(None, {})
@@ -44,35 +49,57 @@ class Cells:
     total: int = 0
     progress: Callable[[float, int], None] | None = None
     _done: int = field(default=0, init=False)
+    _pieces: Pieces | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.folder is None:
             return
         path, config = self.folder / "config.json", json.loads(json.dumps(self.config))
-        if path.exists():
-            apart = differences(read_json(path), config)
-            if apart:
-                raise ValueError(
-                    f"{self.folder} holds another analysis ({'; '.join(apart[:3])}): choose "
-                    f"another folder, or delete it"
-                )
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, config)
+        with locked(path, wait=True):
+            if path.exists():
+                apart = differences(read_config(path)[0], config)
+                if apart:
+                    raise ValueError(
+                        f"{self.folder} holds another analysis ({'; '.join(apart[:3])}): choose "
+                        f"another folder, or delete it"
+                    )
+            else:
+                write_config(path, config)
+        self._pieces = Pieces(self.folder, identity(config))
+        for folder in (self.folder, self.folder / "cells"):
+            sweep(folder)
 
     def __call__(self, name: str, compute: Callable[[], Mapping[str, Array]]) -> Arrays:
         """The arrays of one cell: from disk, or computed now and kept."""
-        path = self.folder / "cells" / f"{name}.npz" if self.folder else None
-        if path is not None and path.exists():
-            found = read_arrays(path)
-        else:
-            found = {k: np.asarray(v) for k, v in compute().items()}
-            if path is not None:
-                write_arrays(path, found)
+        found = (
+            {k: np.asarray(v) for k, v in compute().items()}
+            if self._pieces is None
+            else _kept(self._pieces, f"cells/{name}.npz", compute)
+        )
         self._done += 1
         if self.progress:
             self.progress(self._done, max(self.total, self._done))
         return found
+
+
+def _kept(pieces: Pieces, name: str, compute: Callable[[], Mapping[str, Array]]) -> Arrays:
+    """A cell from its file, or computed and written; by one process at a time."""
+    path = pieces.folder / name
+    if not path.exists():
+        with locked(path, wait=True):
+            if not path.exists():
+                found = {k: np.asarray(v) for k, v in compute().items()}
+                seal = np.asarray(json.dumps(pieces.seal(name, found)))
+                write_arrays(path, {**found, _SEAL: seal})
+                return found
+    found = read_arrays(path)
+    text = str(found.pop(_SEAL, np.asarray("null")))
+    try:
+        said = json.loads(text)
+    except ValueError as error:
+        pieces.damaged(name, error)
+    pieces.check(name, said, found)
+    return found
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -29,23 +30,24 @@ _LENGTH, _DIGEST = 8, 32  # bytes that say how long a record is, and of its SHA-
 
 
 @contextmanager
-def journal(path: Path, tally: dict[str, float] | None = None) -> Iterator[None]:
+def journal(path: Path, tally: dict[str, float] | None = None, run: str = "") -> Iterator[None]:
     """While the block runs, keep a defence's answers in a file, and give those that it holds.
 
-    A record is given only for the question it answers, known by a hash of images, labels, noise and
-    the names of loss and model; from the first that differs or is damaged the file is written anew.
-    Weights and settings are not hashed: whoever opens a journal sees to it that they are those of
-    last time, as `evaluate` does by the record in its folder. The file is safe to delete at any
-    time, and useless once the attack is over. If it cannot be written (a full disk), a warning says
-    so and the attack goes on.
+    A record is given only for the question it answers, known by a hash of the run, images, labels,
+    noise and the names of loss and model; from the first that differs or is damaged the file is
+    written anew. Weights and settings are not hashed: `run` stands for them. The file is safe to
+    delete at any time, and useless once the attack is over. If it cannot be written (a full disk),
+    a warning says so and the attack goes on.
 
     Args:
         path: the file; made at the first answer.
         tally: counters that answering moves on, such as network calls. How far is recorded too,
             and added when a recorded answer is given. "seconds" is kept by the journal: the time
             that a recorded answer once took.
+        run: what the answers are those of, see `depure.pieces.identity`: the records of another
+            one are not taken.
     """
-    book = _Journal(path, {} if tally is None else tally)
+    book = _Journal(path, {} if tally is None else tally, run)
     token = _open.set(book)
     try:
         yield
@@ -70,7 +72,8 @@ def recalled(
         return answer()
     token = _open.set(None)  # what a defence asks itself on the way is not the attack's question
     try:
-        key = _key(f"{kind} {noise!r} {question[0].device.type}", (*question, *noise.tensors))
+        asked = f"{book.run} {kind} {noise!r} {question[0].device.type}"
+        key = _key(asked, (*question, *noise.tensors))
         return book.answer(key, question[0].device, answer)
     finally:
         _open.reset(token)
@@ -79,8 +82,8 @@ def recalled(
 class _Journal:
     """Records in the order of their questions: length and hash of a safetensors file, then it."""
 
-    def __init__(self, path: Path, tally: dict[str, float]) -> None:
-        self.path, self.tally = path, tally
+    def __init__(self, path: Path, tally: dict[str, float], run: str) -> None:
+        self.path, self.tally, self.run = path, tally, run
         self.old: BinaryIO | None = path.open("rb") if path.exists() else None
         self.new: BinaryIO | None = None
         self.end, self.full = 0, False  # bytes of good records; whether no more are written
@@ -109,9 +112,12 @@ class _Journal:
         digest, blob = self.old.read(_DIGEST), self.old.read(min(length, _LARGEST))
         if hashlib.sha256(blob).digest() != digest:
             return None
-        record = load(blob)
-        moved = record.pop("tally").tolist()
-        if not torch.equal(record.pop("key"), key) or len(moved) != len(self.tally):
+        try:
+            record = load(blob)
+            moved, asked = record.pop("tally").tolist(), record.pop("key")
+        except (SafetensorError, KeyError):  # whole, but none of ours
+            return None
+        if not torch.equal(asked, key) or len(moved) != len(self.tally):
             return None
         for name, by in zip(self.tally, moved, strict=True):
             self.tally[name] += type(self.tally[name])(by)

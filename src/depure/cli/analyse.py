@@ -12,6 +12,7 @@ import click
 import torch
 from matplotlib.figure import Figure
 
+from depure.analysis.common import decides
 from depure.analysis.gradients import gradients
 from depure.analysis.inception import inception_features
 from depure.analysis.landscape import landscape
@@ -27,7 +28,7 @@ from depure.cli.build import build_model, load_images
 from depure.cli.evaluate import command_line
 from depure.cli.show import console, progress_bar
 from depure.data import Images
-from depure.files import write_json, write_text
+from depure.files import plain, replacing, write_json, write_text
 from depure.purify import Defended
 from depure.reporting.explain import all_answers, explain_page
 from depure.reporting.plots.gradients import gradients_figure
@@ -53,6 +54,9 @@ class Finding(Protocol):
 
 Found = TypeVar("Found", bound=Finding)
 
+_DECIDES = "decides"  # the entry of the options that says what decides the numbers
+# Not the numbers, or not those of the images that are made: other features find these made.
+_APART = {"out", "batch", "device", "memory_budget", "chunk", "features"}
 # Defaults that suit the bundled digits: small enough for a first look in a minute or two.
 _DEFAULTS = {"steps": "5", "eps": "0.2", "attack_steps": "10", "eot": "5"}
 
@@ -338,7 +342,7 @@ def _with(compute: Callable[..., Any]) -> Callable[[Cells], Any]:
 def _defences(options: dict[str, Any]) -> tuple[dict[str, Defended], Images, Ball]:
     """The defence of the options under its denoiser's name, and those beside it."""
     model, images = build_model(options)
-    found = {Path(options["denoiser"]).name: model}
+    found = {plain(Path(options["denoiser"]).name): model}
     for entry in options.get("beside", ()):
         name, _, denoiser = entry.partition("=")
         if not (name and denoiser):
@@ -348,6 +352,9 @@ def _defences(options: dict[str, Any]) -> tuple[dict[str, Defended], Images, Bal
         if name in found:
             raise ValueError(f"--beside names {name!r} twice: give every denoiser its own name")
         found[name] = build_model({**options, "denoiser": denoiser})[0]
+    instrument = click.get_current_context().info_name or ""
+    said = {k: str(v) for k, v in sorted(options.items()) if k not in _APART}
+    options[_DECIDES] = decides(instrument, said, found, images)
     return found, images, build_threat(options).ball
 
 
@@ -370,11 +377,12 @@ def _write(
     """Compute with a progress bar; write arrays, settings and figure."""
     out: Path = options["out"]
     with progress_bar(what, 1, unit="pieces") as bar:
-        found = compute(Cells(out, {"depure": "analysis"}, progress=bar))
+        found = compute(Cells(out, options[_DECIDES], progress=bar))
     write_arrays(out / "arrays.npz", found.arrays())
     write_json(out / "settings.json", json.loads(json.dumps(found.settings, default=repr)))
     figure = draw(found)
-    for suffix in ("png", "pdf"):
-        figure.savefig(out / f"figure.{suffix}", dpi=150)
+    for suffix, undated in (("png", {}), ("pdf", {"CreationDate": None})):
+        with replacing(out / f"figure.{suffix}") as file:
+            figure.savefig(file, format=suffix, dpi=150, metadata=undated)
     console().print(f"figure: {out / 'figure.png'}\narrays: {out / 'arrays.npz'}")
     return found, figure

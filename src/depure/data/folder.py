@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from depure.data.images import Images, check_pixels, stratified
-from depure.files import replacing
+from depure.files import plain, replacing
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -66,7 +66,8 @@ def image_folder(
     y = torch.tensor([label for label, group in enumerate(groups) for _ in group])
     index = torch.arange(len(files)) if limit is None else stratified(y, limit, seed)
     x = _read_all([files[i] for i in index.tolist()], channels, size)
-    return Images(x.float() / 255, y[index], index, classes, root.resolve().name)
+    names = tuple(plain(name) for name in classes)
+    return Images(x.float() / 255, y[index], index, names, plain(root.resolve().name))
 
 
 def list_images(folder: str | PathLike[str]) -> list[Path]:

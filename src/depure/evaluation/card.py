@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,11 @@ from depure.evaluation.cost import Cost
 from depure.evaluation.fitting import Fitting
 from depure.evaluation.record import SCHEMA, versions
 from depure.evaluation.shards import Shard
+from depure.files import read_json, write_json
+from depure.pieces import Pieces
 
 _CURVE = 128  # longest curve written to a card
+_FILE = "card.json"
 
 
 def results_of(shard: Shard) -> dict[str, Any]:
@@ -105,3 +110,39 @@ def card_of(
             "versions": versions(device),
         },
     }
+
+
+def keep_card(pieces: Pieces, card: dict[str, Any]) -> dict[str, Any]:
+    """Write `card.json`, unless one is there that differs in date, time and memory alone; it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    card["run"]["seal"] = pieces.seal(_FILE, _lasting(card))
+    path = pieces.folder / _FILE
+    if path.exists():
+        with suppress(ValueError, KeyError, TypeError):  # damaged: it is written anew
+            old = read_json(path)
+            if old["run"]["seal"] == card["run"]["seal"]:
+                check_card(path, old)
+                return {**card, "run": old["run"]}
+    write_json(path, card)
+    return card
+
+
+def check_card(path: Path, card: dict[str, Any]) -> Pieces:
+    """The files of the run that a card is of.
+
+    Raises:
+        ValueError: the card is damaged, or not sealed.
+    """
+    run = card.get("run")
+    seal = run.get("seal") if isinstance(run, dict) else None
+    pieces = Pieces(path.parent, str(seal.get("run")) if isinstance(seal, dict) else "")
+    pieces.check(_FILE, seal, _lasting(card))
+    return pieces
+
+
+def _lasting(card: dict[str, Any]) -> dict[str, Any]:
+    """What a clock or a machine does not decide."""
+    return {name: value for name, value in card.items() if name != "run"}

@@ -49,6 +49,7 @@ class Trial:
     batch: int
     device: torch.device
     folder: Path | None = None  # where attacks keep their journals
+    run: str = ""  # its identity, for them
 
     def all_known(self) -> bool:
         """Whether all draws of the noise coincide."""
@@ -71,7 +72,7 @@ class Trial:
         plain = Noise.of(self.seed, images.index)  # the source has no stages of which to know
         noise = (plain if source else base).fold("attack")
         file = None if self.folder is None else self.folder / f"check-{name}.journal"
-        with nullcontext() if file is None else journal(file):
+        with nullcontext() if file is None else journal(file, run=self.run):
             x_adv = attack(source or self.model, x, y, self.threat.ball, noise)
         labels = predict(self.model, x_adv, base.fold("judge"), self.draws, self.batch)
         return (labels == images.y[:, None]).numpy()

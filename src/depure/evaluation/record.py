@@ -6,7 +6,11 @@ import dataclasses
 import hashlib
 import json
 import platform
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,6 +125,16 @@ def versions(device: torch.device) -> dict[str, str]:
     }
 
 
+def packages(modules: Iterable[nn.Module]) -> dict[str, str]:
+    """Versions of the packages that a model's classes come from, torch and Depure among them."""
+    names = {type(module).__module__.split(".")[0] for module in modules}
+    found = {"depure": __version__, "torch": torch.__version__}
+    for name in sorted(names - found.keys()):
+        with suppress(metadata.PackageNotFoundError):  # a user's own file
+            found[name] = metadata.version(name)
+    return found
+
+
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
     """Where two records differ, as "attack.steps: 20, now 40"."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -128,6 +142,35 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
         nested = (differences(old.get(k), new.get(k), f"{at}.{k}".lstrip(".")) for k in keys)
         return [line for lines in nested for line in lines]
     return [] if old == new else [f"{at}: {_short(old)}, now {_short(new)}"]
+
+
+def refuse_other(
+    folder: Path, begun: dict[str, Any], now: dict[str, Any], *, work_left: bool
+) -> None:
+    """Refuse to go on with what a run folder holds.
+
+    Args:
+        folder: the run folder.
+        begun: what it says of itself: a description with "versions".
+        now: what is asked for now.
+        work_left: whether something is still to be computed, so that versions matter.
+
+    Raises:
+        ValueError: if it is of another configuration, or unfinished work of other versions.
+    """
+    changed = differences({**begun, "versions": None}, {**now, "versions": None})
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run of another configuration "
+            f"({'; '.join(changed[:3])}{'; ...' if len(changed) > 3 else ''}): choose "
+            f"another folder, or delete this one"
+        )
+    moved = differences(begun.get("versions"), now["versions"])
+    if moved and work_left:
+        raise ValueError(
+            f"{folder} was begun with other versions, whose results may differ in the last bits "
+            f"({'; '.join(moved)}): finish it with those, or choose another folder"
+        )
 
 
 def _short(value: Any) -> str:

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from depure.attacks.base import Attack
-from depure.attacks.expected import distinct_draws
 from depure.data.images import Images
-from depure.evaluation.card import card_of
+from depure.evaluation.card import card_of, keep_card
 from depure.evaluation.certificate import Certificate, check_labels, verify_gradient
 from depure.evaluation.checks import Check, Trial, cheap_checks, costly_checks
 from depure.evaluation.cost import Cost, peak_memory
+from depure.evaluation.examples import write_examples
 from depure.evaluation.fitting import Fitting
 from depure.evaluation.memory import plan_chunk
-from depure.evaluation.record import describe, differences
-from depure.evaluation.shards import Shard, base_noise, compute_shard
+from depure.evaluation.record import describe, differences, packages, refuse_other
+from depure.evaluation.shards import Shard, base_noise, compute_shard, shard_name
 from depure.evaluation.statistics import Estimate
-from depure.files import read_json, replacing, write_json
-from depure.noise import Noise
+from depure.files import locked, sweep
+from depure.pieces import Pieces, identity, read_config, write_config
 from depure.purify.defended import Defended
-from depure.rows import Chunk, parts, rows_at_once
+from depure.rows import Chunk
 from depure.threat import Threat
 
 Progress = Callable[[float, int], None]  # images done (in fractions), images in all
@@ -100,7 +97,7 @@ class Evaluation:
     def shard_paths(self) -> list[Path]:
         """Files of all shards, finished or not."""
         count = -(-len(self.images) // self.shard_size)
-        return [self.folder / "shards" / f"{i:05d}.safetensors" for i in range(count)]
+        return [self.folder / shard_name(i) for i in range(count)]
 
     def missing(self) -> list[int]:
         """Numbers of the shards still to compute."""
@@ -113,12 +110,24 @@ class Evaluation:
         )
         return {**described, "shard_size": self.shard_size}
 
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        """The description, and the versions that promise equal bits."""
+        return {**self.description(), "versions": packages(self.model.modules())}
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        """The files of this run, which `prepare` has begun."""
+        return Pieces(self.folder, read_config(self.folder / "config.json")[1])
+
     def prepare(self) -> Certificate:
         """Make or re-open the folder and certify the gradient.
 
         Raises:
-            ValueError: if the folder holds a run of another configuration, a setting does not
-                fit, or the defence's gradient is broken.
+            ValueError: if the folder holds a run of another configuration, or one that other
+                versions began and did not finish; a setting does not fit, or the defence's
+                gradient is broken.
+            OSError: if the folder cannot be written.
         """
         if min(self.draws, self.shard_size, self.batch) < 1:
             raise ValueError(
@@ -128,62 +137,92 @@ class Evaluation:
         first, device = self.images[slice(0, 1)], self._device()
         noise = base_noise(self.model, first.index, self.threat, self.seed)
         check_labels(self.model, first.x.to(device), self.images.y, noise)
-        config, description = self.folder / "config.json", self.description()
-        if config.exists():
-            changed = differences(read_json(config), description)
-            if changed:
-                raise ValueError(
-                    f"{self.folder} holds a run of another configuration "
-                    f"({'; '.join(changed[:3])}{'; ...' if len(changed) > 3 else ''}): choose "
-                    f"another folder, or delete this one"
-                )
-        elif any((self.folder / "shards").glob("*.safetensors")):
-            raise ValueError(
-                f"{self.folder} holds shards but no config.json that says of what: choose another "
-                f"folder, or delete this one"
-            )
+        config = self.folder / "config.json"
+        with locked(config, wait=True):  # parts may begin at the same time
+            if config.exists():
+                self._reopen(config)
+            else:
+                self._begin(config)
         (self.folder / "shards").mkdir(parents=True, exist_ok=True)
-        write_json(config, description)
         certificate = self.fitting().run(self._certificate)
         own = certificate.rows[0] if certificate.rows else None
         if not certificate.passed and (own is None or own.exact):
             raise ValueError(f"this defence cannot be evaluated as it is. {certificate.verdict}")
         return certificate
 
+    def _begin(self, config: Path) -> None:
+        """Say what run this is; shards may lie there already if they are this very run's."""
+        pieces = Pieces(self.folder, identity(self._config))
+        done = set(range(len(self.shard_paths()))) - set(self.missing())
+        try:
+            for number in sorted(done):
+                Shard.load(pieces, shard_name(number))
+        except ValueError as error:
+            raise ValueError(
+                f"{self.folder} holds shards but no config.json that says of what, and they are "
+                f"not all whole and of this run ({error}): choose another folder, or delete this "
+                f"one"
+            ) from error
+        write_config(config, self._config)
+
+    def _reopen(self, config: Path) -> None:
+        """Refuse a folder of another configuration, and work left by other versions."""
+        left = bool(self.missing()) or not self._checks_path().exists()
+        refuse_other(self.folder, read_config(config)[0], self._config, work_left=left)
+
+    def _checks_path(self) -> Path:
+        return self.folder / f"checks-{self.check_images}.json"
+
     def _certificate(self) -> Certificate:
         path = self.folder / "certificate.json"
         if path.exists():
-            return Certificate.of_record(read_json(path), path)
+            return Certificate.of_record(self._pieces.read_json(path.name), path)
         some = self.images[slice(0, 2)]
         noise = base_noise(self.model, some.index, self.threat, self.seed).fold("certificate")
         device = self._device()
         certificate = verify_gradient(self.model, some.x.to(device), some.y.to(device), noise)
-        write_json(path, certificate.record())
+        self._pieces.write_json(path.name, certificate.record())
         return certificate
 
     def compute(self, part: tuple[int, int] = (0, 1), progress: Progress | None = None) -> None:
-        """Compute the missing shards whose number is part[0] modulo part[1], skipping done ones."""
+        """Compute the missing shards whose number is part[0] modulo part[1], skipping done ones.
+
+        Raises:
+            ValueError: if a shard that is there is damaged or another run's.
+            BlockingIOError: if another process computes the same shard.
+            OSError: if one cannot be written.
+        """
         this, parts = part
         if not 0 <= this < parts:
             raise ValueError(f"part must be (i, n) with 0 <= i < n; got {part}")
-        paths, done = self.shard_paths(), set(range(len(self.shard_paths()))) - set(self.missing())
+        for folder in (self.folder, self.folder / "shards"):
+            sweep(folder)
+        paths = self.shard_paths()
         mine = [i for i in range(len(paths)) if i % parts == this]
         total, before = sum(len(self._rows(i)) for i in mine), 0
         report = progress if progress is not None else lambda images, total: None
         fitting = self.fitting()
         for i in mine:
-            rows, memory = self._rows(i), paths[i].with_suffix(".journal")
-            if i not in done:
-                shard, cost = fitting.run(partial(
-                    compute_shard, self.model, rows, self.attack, self.threat, draws=self.draws,
-                    seed=self.seed, batch=self.batch, device=self._device(),
-                    tick=partial(_tick, report, before, len(rows), total),
-                    memory=memory if self.remember else None,
-                ))  # fmt: skip
-                shard.save(paths[i], cost)
-            memory.unlink(missing_ok=True)
+            rows = self._rows(i)
+            if paths[i].exists():
+                Shard.load(self._pieces, shard_name(i))  # a wrong one is refused now
+            else:
+                with locked(paths[i]):
+                    self._shard(fitting, i, partial(_tick, report, before, len(rows), total))
             before += len(rows)
             report(before, total)
+
+    def _shard(self, fitting: Fitting, number: int, tick: Callable[[float], None]) -> None:
+        path = self.folder / shard_name(number)
+        memory = path.with_suffix(".journal")
+        if not path.exists():  # another process may have made it just now
+            shard, cost = fitting.run(partial(
+                compute_shard, self.model, self._rows(number), self.attack, self.threat,
+                draws=self.draws, seed=self.seed, batch=self.batch, device=self._device(),
+                tick=tick, memory=memory if self.remember else None, run=self._pieces.run,
+            ))  # fmt: skip
+            shard.save(self._pieces, shard_name(number), cost)
+        memory.unlink(missing_ok=True)
 
     def _rows(self, number: int) -> Images:
         return self.images[slice(number * self.shard_size, (number + 1) * self.shard_size)]
@@ -192,26 +231,35 @@ class Evaluation:
         """Take over finished shards of runs of the same configuration computed elsewhere.
 
         Raises:
-            ValueError: if a folder holds another configuration.
+            FileNotFoundError: if a folder holds no run.
+            ValueError: if a folder holds another configuration, or was computed with other
+                versions, or a shard there is damaged or not what its name says.
         """
+        mine = read_config(self.folder / "config.json")[0]
         for folder in folders:
-            changed = differences(read_json(folder / "config.json"), self.description())
+            config = folder / "config.json"
+            if not config.is_file():
+                raise FileNotFoundError(f"{folder} holds no config.json: join the folder of a run")
+            changed = differences(read_config(config)[0], mine)
             if changed:
                 raise ValueError(
-                    f"{folder} holds a run of another configuration ({'; '.join(changed[:3])})"
+                    f"{folder} holds a run of another configuration ({'; '.join(changed[:3])}): "
+                    f"join parts of the same run"
                 )
-            for path in self.shard_paths():
-                source = folder / "shards" / path.name
-                if source.exists() and not path.exists():
-                    Shard.load(source)  # a damaged one is refused here
-                    with replacing(path) as file:
-                        shutil.copyfile(source, file)
+            for number, path in enumerate(self.shard_paths()):
+                name = shard_name(number)
+                if (folder / name).exists() and not path.exists():
+                    shard, cost = Shard.load(Pieces(folder, self._pieces.run), name)
+                    shard.save(self._pieces, name, cost)
 
     def finish(self) -> Result:
         """Join all shards, run the checks, write `card.json` and the example images.
 
+        What is there already is kept, so that a finished run may lie in a read-only folder.
+
         Raises:
             ValueError: if shards are missing or damaged.
+            OSError: if a file cannot be written.
         """
         missing = self.missing()
         if missing:
@@ -219,54 +267,44 @@ class Evaluation:
                 f"{len(missing)} of {len(self.shard_paths())} shards in {self.folder} are still "
                 f"to be computed: run the same command again"
             )
-        loaded = [Shard.load(path) for path in self.shard_paths()]
+        with locked(self.folder / "card.json", wait=True):  # parts may end at the same time
+            return self._finish()
+
+    def _finish(self) -> Result:
+        for folder in (self.folder, self.folder / "shards"):
+            sweep(folder)
+        names = [shard_name(i) for i in range(len(self.shard_paths()))]
+        loaded = [Shard.load(self._pieces, name) for name in names]
         shard = Shard.join([s for s, _ in loaded])
         cost = _total([c for _, c in loaded])
         draws = int(shard.clean.shape[1])
         trial = Trial(
             self.model, self.images, self.attack, self.threat, draws, self.seed, self.batch,
-            self._device(), self.folder if self.remember else None,
+            self._device(), self.folder if self.remember else None, self._pieces.run,
         )  # fmt: skip
         fitting = self.fitting()
         certificate = fitting.run(self._certificate)
         checks = fitting.run(partial(self._checks, trial, shard, certificate))
         checks += fitting.checks()
-        fitting.run(partial(self._examples, trial, shard))
+        fitting.run(partial(write_examples, self._pieces, trial, shard))
         card = card_of(
             self.description(), shard, certificate, checks, cost,
             title=self.title or _title(self.model, self.threat), command=self.command,
             memory=peak_memory(self._device()), fitting=fitting, device=self._device(),
         )  # fmt: skip
-        write_json(self.folder / "card.json", card)
+        card = keep_card(self._pieces, card)
+        for memory in (*trial.journals(), *(self.folder / "shards").glob("*.journal")):
+            memory.unlink(missing_ok=True)  # of shards and checks that are there
         return Result(card, shard, self.folder)
 
     def _checks(self, trial: Trial, shard: Shard, certificate: Certificate) -> list[Check]:
-        path = self.folder / f"checks-{self.check_images}.json"
+        path = self._checks_path()
         if not path.exists():
             checks = cheap_checks(trial, shard, certificate)
             if self.check_images:
                 checks += costly_checks(trial, shard, self.check_images)
-            write_json(path, {"checks": [asdict(c) for c in checks]})
-        for memory in trial.journals():
-            memory.unlink(missing_ok=True)
-        return [Check(**c) for c in read_json(path)["checks"]]
-
-    def _examples(self, trial: Trial, shard: Shard, count: int = 8) -> None:
-        """Purified versions of the first images, under the judge's first draw, for the report."""
-        some = trial.images[slice(0, count)]
-        noise = base_noise(trial.model, some.index, trial.threat, trial.seed).fold("judge")
-        draws = distinct_draws(trial.model.stages, noise, trial.draws)
-        first = noise.draws(draws)[list(range(0, len(some) * draws, draws))] if draws > 1 else noise
-        with torch.no_grad():
-            pair = (some.x.to(trial.device), shard.x_adv[:count].to(trial.device))
-            clean, adversarial = (_purified(trial.model, x, first) for x in pair)
-        examples = {"clean": clean, "adversarial": adversarial}
-        save_file(examples, self.folder / "examples.safetensors")
-
-
-def _purified(model: Defended, x: Tensor, noise: Noise) -> Tensor:
-    blocks = parts(len(x), rows_at_once(x))
-    return torch.cat([model.purifier(x[p], noise[p]).cpu() for p in blocks]).contiguous()
+            self._pieces.write_json(path.name, {"checks": [asdict(c) for c in checks]})
+        return [Check(**c) for c in self._pieces.read_json(path.name)["checks"]]
 
 
 def evaluate(

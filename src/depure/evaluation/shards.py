@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from depure.attacks.base import Attack, calls_of_watch
@@ -19,13 +17,11 @@ from depure.attacks.journal import journal
 from depure.data.images import Images
 from depure.evaluation.cost import Cost, counted
 from depure.noise import Noise
+from depure.pieces import Pieces, read_config
 from depure.purify.base import check_stages
 from depure.purify.defended import Defended
 from depure.rows import parts, rows_at_once
 from depure.threat import Threat
-from depure.weights import write_safetensors
-
-_LATER = {"best", "spent"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,38 +48,42 @@ class Shard:
     def join(shards: list[Shard]) -> Shard:
         """All rows of several shards, in order."""
         rows = {f.name: [getattr(s, f.name) for s in shards] for f in fields(Shard)}
-        for name in _LATER:  # a run that an earlier version began does not have it everywhere
-            width = min(part.shape[1] for part in rows[name])
-            rows[name] = [part[:, :width] for part in rows[name]]
         return Shard(**{name: torch.cat(parts) for name, parts in rows.items()})
 
-    def save(self, path: Path, cost: Cost) -> None:
-        """Write atomically."""
+    def save(self, pieces: Pieces, name: str, cost: Cost) -> None:
+        """Write it as the file `name` of a run."""
         tensors = {f.name: getattr(self, f.name).contiguous() for f in fields(self)}
-        write_safetensors(tensors, path, {"cost": json.dumps(vars(cost))})
+        pieces.write_tensors(name, tensors, {"cost": vars(cost)})
 
     @staticmethod
-    def load(path: Path) -> tuple[Shard, Cost]:
-        """Read a shard and what it cost.
+    def load(pieces: Pieces, name: str) -> tuple[Shard, Cost]:
+        """Read the shard that is the file `name` of a run, and what it cost.
 
         Raises:
-            ValueError: if the file is truncated or not a shard.
+            ValueError: if the file is damaged, another run's or another shard of this run.
         """
+        tensors, facts = pieces.read_tensors(name)
         try:
-            with safe_open(path, "pt") as file:
-                held = set(file.keys())
-                none = torch.empty(len(file.get_tensor("y")), 0)
-                tensors = {  # those of earlier versions say nothing of ensembles
-                    f.name: none if f.name in _LATER - held else file.get_tensor(f.name)
-                    for f in fields(Shard)
-                }
-                cost = Cost(**json.loads(file.metadata()["cost"]))
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"the shard {path} is damaged ({error}): delete this file and run again; "
-                f"the other shards are kept"
-            ) from error
-        return Shard(**tensors), cost
+            return Shard(**tensors), Cost(**facts["cost"])
+        except (KeyError, TypeError) as error:
+            pieces.damaged(name, error)
+
+
+def shard_name(number: int) -> str:
+    """The file of a shard in its run folder."""
+    return f"shards/{number:05d}.safetensors"
+
+
+def read_shards(folder: Path) -> Shard:
+    """All shards of a finished run, joined.
+
+    Raises:
+        FileNotFoundError: if `folder` is no run folder.
+        ValueError: if a shard is missing, damaged or another run's.
+    """
+    described, run = read_config(folder / "config.json")
+    names = range(-(-described["data"]["images"] // described["shard_size"]))
+    return Shard.join([Shard.load(Pieces(folder, run), shard_name(i))[0] for i in names])
 
 
 def predict(model: Defended, x: Tensor, noise: Noise, draws: int, batch: int) -> Tensor:
@@ -124,11 +124,13 @@ def compute_shard(
     device: torch.device,
     tick: Callable[[float], None] = lambda fraction: None,
     memory: Path | None = None,
+    run: str = "",
 ) -> tuple[Shard, Cost]:
     """Attack some images and judge them before and after on draws that the attack never used.
 
     `tick` hears the fraction of the attack's steps done. The defence's answers to the attack are
-    kept in the file `memory`, so that it goes on after a kill; when the shard is safe, delete it.
+    kept in the file `memory` with the identity `run`, so that it goes on after a kill; when the
+    shard is safe, delete it.
     """
     base = base_noise(model, images.index, threat, seed)
     draws = distinct_draws(model.stages, base, draws)
@@ -141,7 +143,7 @@ def compute_shard(
         tick(min(1.0, (iteration + 1) / calls_of_watch(attack)))
 
     with counted(model) as cost:
-        with nullcontext() if memory is None else journal(memory, vars(cost)):
+        with nullcontext() if memory is None else journal(memory, vars(cost), run):
             task = (model, x, y, threat.ball, base.fold("attack"), watch)
             if isinstance(attack, Cascade):
                 found = attack.propose(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -104,10 +105,13 @@ def _link(page: Path, target: Path) -> str:
         relative = os.path.relpath(page.resolve(), target.resolve().parent)
     except ValueError:  # on different drives
         return page.resolve().as_uri()
-    return quote(Path(relative).as_posix())
+    return quote(os.fsencode(Path(relative).as_posix()))
 
 
 def _write(path: Path, html: str) -> Path:
-    """Whole, or not at all."""
+    """Whole, or not at all; one that is as it should be may lie in a read-only folder."""
+    with suppress(OSError, ValueError):
+        if path.read_text(encoding="utf-8") == html:
+            return path
     write_text(path, html)
     return path

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from depure.evaluation import statistics
 from depure.evaluation.statistics import Estimate
+from depure.files import plain
 from depure.reporting import words
 from depure.reporting.load import Run
 from depure.reporting.page import environment
@@ -81,7 +82,7 @@ def _entries(runs: Sequence[Run], links: Sequence[str]) -> list[Entry]:
         entries.append(
             Entry(
                 number=i + 1,
-                label=run.title if alone else f"{run.title} ({run.folder.resolve().name})",
+                label=run.title if alone else f"{run.title} ({plain(run.folder.resolve().name)})",
                 link=link,
                 run=run,
                 defence=defence_in_short(run.setting),

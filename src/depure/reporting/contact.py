@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from depure.files import replacing
 from depure.reporting.pictures import magnification, magnified, to_pil
 from depure.reporting.words import TIMES
 
@@ -58,8 +59,8 @@ def contact_sheet(
     foot = f"{told}change: after minus before, {times}grey is no change"
     draw.text((_MARGIN, place.size[1] - _MARGIN - 8), foot, _SOFT, _font(11))
     file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(file, "PNG")
+    with replacing(file) as temporary:
+        sheet.save(temporary, "PNG")
     return file
 
 

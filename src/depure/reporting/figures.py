@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from depure.evaluation.statistics import Estimate
+from depure.files import replacing
 from depure.reporting.load import Accuracies
 
 CLEAN, ATTACKED, JUDGED = "#0072B2", "#D55E00", "#000000"  # Okabe and Ito
@@ -217,8 +218,10 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.svg", folder / f"{name}.png"]
     with style():
         matplotlib.rcParams.update({"svg.fonttype": "path", "svg.hashsalt": name})
-        figure.savefig(paths[0], metadata=_NO_METADATA)
-        figure.savefig(paths[1], dpi=200)
+        with replacing(paths[0]) as file:
+            figure.savefig(file, format="svg", metadata=_NO_METADATA)
+        with replacing(paths[1]) as file:
+            figure.savefig(file, format="png", dpi=200)
     return paths
 
 

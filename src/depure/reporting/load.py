@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from depure.evaluation.card import check_card
 from depure.evaluation.certificate import Agreement, Certificate
 from depure.evaluation.checks import Check
+from depure.evaluation.examples import EXAMPLES
 from depure.evaluation.record import SCHEMA
-from depure.evaluation.shards import Shard
+from depure.evaluation.shards import Shard, shard_name
 from depure.evaluation.statistics import Estimate
-from depure.files import read_json
+from depure.files import plain, read_json
+from depure.pieces import Pieces
 
 SHOWN = 8  # images whose pixels are kept
 
@@ -68,7 +70,7 @@ class Run:
     @property
     def title(self) -> str:
         """What the run is called."""
-        return str(self.card["title"] or self.folder.name)
+        return str(self.card["title"] or plain(self.folder.name))
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -120,10 +122,11 @@ def load_run(folder: str | Path) -> Run:
 
     Raises:
         FileNotFoundError: if there is no such folder, or no finished run in it.
-        ValueError: if its card is of another schema, or a file in it is damaged.
+        ValueError: if its card is of another schema, or a file in it is damaged or another run's.
     """
     folder = Path(folder)
     card = _card(folder)
+    pieces = check_card(folder / "card.json", card)
     try:
         results = card["results"]
         run = Run(
@@ -134,8 +137,8 @@ def load_run(folder: str | Path) -> Run:
             effect=Estimate(**results["effect"]),
             certificate=_certificate(card["certificate"]),
             checks=tuple(Check(**c) for c in card["checks"]),
-            tables=_tables(folder, int(results["images"])),
-            purified=_purified(folder),
+            tables=_tables(pieces, int(results["images"])),
+            purified=_purified(pieces),
         )
         _ = (card["title"], card["command"], card["setting"], card["trace"], card["cost"])
         _ = (card["run"], run.draws, run.confidence)
@@ -170,11 +173,14 @@ def _certificate(data: dict[str, Any]) -> Certificate:
     return Certificate(**{**data, "rows": rows})
 
 
-def _tables(folder: Path, images: int) -> Tables | None:
+def _tables(pieces: Pieces, images: int) -> Tables | None:
     """All shards, one at a time, or None if they are not (all) there."""
     parts, kept = [], 0
-    for path in sorted((folder / "shards").glob("*.safetensors")):
-        shard, _ = Shard.load(path)
+    for number in count():
+        name = shard_name(number)
+        if not (pieces.folder / name).exists():
+            break
+        shard, _ = Shard.load(pieces, name)
         room = slice(0, max(SHOWN - kept, 0))
         pixels = (shard.x[room].clone(), shard.x_adv[room].clone())
         parts.append((shard.y, shard.clean, shard.adversarial, *pixels))
@@ -184,14 +190,11 @@ def _tables(folder: Path, images: int) -> Tables | None:
     return Tables(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _purified(folder: Path) -> dict[str, Tensor]:
-    path = folder / "examples.safetensors"
-    if not path.is_file():
+def _purified(pieces: Pieces) -> dict[str, Tensor]:
+    if not (pieces.folder / EXAMPLES).is_file():
         return {}
+    tensors, _ = pieces.read_tensors(EXAMPLES)
     try:
-        tensors = load_file(path)
         return {name: tensors[name][:SHOWN] for name in ("clean", "adversarial")}
-    except (SafetensorError, OSError, KeyError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): delete it and finish the run again"
-        ) from error
+    except KeyError as error:
+        pieces.damaged(EXAMPLES, error)
