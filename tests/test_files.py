@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from depure.files import read_json, replacing, sweep, write_json, write_text
+from depure.files import locked, read_json, replacing, sweep, write_json, write_text
 
 
 def test_replaces_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -83,3 +86,87 @@ def test_json_comes_back(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"a": float("nan")})
     assert read_json(tmp_path / "a.json") == {"a": [1, 2.5, "ü"]}
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from depure.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_refuses_the_second_and_ends_with_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "run"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(BlockingIOError, match=r"another process is at work on .*run: wait"):
+        locked(path).__enter__()
+    assert sweep(path.parent) == 0  # it is held
+    holder.kill()
+    holder.wait()
+    assert len(list(path.parent.iterdir())) == 1
+    with locked(path), locked(path.with_name("other")):
+        assert len(list(path.parent.iterdir())) == 2
+    assert not list(path.parent.iterdir())
+
+
+def test_one_who_waits_comes_next(tmp_path: Path) -> None:
+    order, inside = [], threading.Event()
+
+    def second() -> None:
+        inside.wait(10)
+        with locked(tmp_path / "a", wait=True):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with locked(tmp_path / "a"):
+        inside.set()
+        thread.join(0.3)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+
+
+def test_many_at_once_never_hold_the_same_lock(tmp_path: Path) -> None:
+    """The file is removed by each who leaves: nobody may hold one that is no longer there."""
+    code = (
+        "import sys; from pathlib import Path; from depure.files import locked\n"
+        "for _ in range(300):\n"
+        "    with locked(Path(sys.argv[1]), wait=True):\n"
+        "        inside = Path(sys.argv[1] + '.inside'); inside.touch(exist_ok=False)\n"
+        "        inside.unlink()\n"
+    )
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a")], stderr=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    assert [run.communicate(timeout=60)[1] for run in runs] == [b""] * 3
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_read_only_folder_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("depure.files.os.open", refuse)
+    with locked(tmp_path / "a"):
+        pass
+
+
+def test_sweep_removes_free_locks_and_old_temporaries_of_any_host(tmp_path: Path) -> None:
+    for name in (".a.depure-lock", ".poetry.lock", "b.lock"):
+        (tmp_path / name).touch()
+    for name, age in (("old", 48), ("new", 1)):
+        file = tmp_path / f".{name}.elsewhere-1-00000000.tmp"
+        file.touch()
+        os.utime(file, (time.time() - 3600 * age,) * 2)
+    assert sweep(tmp_path) == 2
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == [".new.elsewhere-1-00000000.tmp", ".poetry.lock", "b.lock"]

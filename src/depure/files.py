@@ -1,12 +1,15 @@
-"""Files that are there whole or not at all, and errors that name the file."""
+"""Files that are there whole or not at all, locks, and errors that name the file."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import secrets
 import socket
+import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +17,9 @@ from typing import Any
 
 _HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:32] or "host"
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[A-Za-z0-9]+)-(?P<process>\d+)-[0-9a-f]{8}\.tmp$")
+_DAY = 24 * 3600.0  # seconds; nothing of ours is written for so long
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextmanager
@@ -51,6 +57,71 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """While the block runs, no other block for the same `path` runs, here or in another process.
+
+    The lock is an empty file beside `path`, which itself need not exist. The system releases it
+    when the process ends, however it ends; the file is removed at the end, or by `sweep`. Where the
+    folder is read-only nothing is locked, for nothing can be written there.
+
+    Args:
+        path: what the block writes.
+        wait: for the other to end, instead of refusing.
+
+    Raises:
+        BlockingIOError: another one runs; names `path`.
+        OSError: the lock cannot be made; names it.
+    """
+    file = path.with_name(f".{path.name}.depure-lock")
+    try:
+        handle = _acquire(file, wait)
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            f"another process is at work on {path}: wait for it to end, then run the same command "
+            f"again, or choose another folder"
+        ) from error
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise OSError(f"cannot write {file} ({error.strerror or error})") from error
+        handle = None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            with suppress(OSError):
+                file.unlink(missing_ok=True)  # while it is held: see _acquire
+            os.close(handle)
+
+
+def _acquire(file: Path, wait: bool) -> int:
+    """A handle on the locked file."""
+    import fcntl
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            # Another may have removed the file between the two lines above: then what is locked
+            # here is a file that nobody will find.
+            if os.path.samestat(os.fstat(handle), file.stat()):
+                return handle
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                warnings.warn(
+                    f"the file system of {file.parent} has no locks ({error.strerror}): see to it "
+                    f"that no two processes do the same work there",
+                    stacklevel=4,
+                )
+                return handle
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, see `replacing`."""
     with replacing(path) as file:
@@ -82,15 +153,32 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sweep(folder: Path) -> int:
-    """Remove the temporary files in `folder` that killed processes of this host left; how many."""
+    """Remove what killed processes left in `folder`; how many files.
+
+    These are temporary files whose process, on this host, is gone, or that are a day old; and
+    lock files that nobody holds.
+    """
     removed = 0
-    for file in folder.glob(".*.tmp") if folder.is_dir() else ():
-        match = _TEMPORARY.match(file.name)
-        if match and match["host"] == _HOST and not _alive(int(match["process"])):
-            with suppress(OSError):
+    for file in folder.glob(".*") if folder.is_dir() else ():
+        with suppress(OSError):
+            if file.name.endswith(".depure-lock"):
+                handle = _acquire(file, wait=False)
+                file.unlink()
+                os.close(handle)
+                removed += 1
+            elif _left(file):
                 file.unlink()
                 removed += 1
     return removed
+
+
+def _left(file: Path) -> bool:
+    """Whether it is a temporary file of ours that nobody writes any more."""
+    match = _TEMPORARY.match(file.name)
+    if not match:
+        return False
+    dead = match["host"] == _HOST and not _alive(int(match["process"]))
+    return dead or time.time() - file.stat().st_mtime > _DAY
 
 
 def _alive(process: int) -> bool:
