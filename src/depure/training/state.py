@@ -89,7 +89,9 @@ class State:
             network.parameters(), lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay
         )
         average = EMA(network, plan.max_decay)
-        return State(network, average, optimizer, dict(record), [(1, _versions(network, processes))])
+        return State(
+            network, average, optimizer, dict(record), [(1, _versions(network, processes))]
+        )
 
     def _tensors(self) -> dict[str, Tensor]:
         found = {f"weight.{k}": v for k, v in self.network.state_dict().items()}

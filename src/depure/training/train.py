@@ -92,9 +92,8 @@ def train(
         images: the training set; its data-set indices key all randomness.
         plan: length and optimiser.
         augment: changes each batch, such as :class:`~depure.training.augment.Shift`.
-        checkpoint: file of the running state, written every `plan.save_every` updates and after
-            the last one, with the one before beside it. Both stay: when the network is saved,
-            delete them with `remove_checkpoint`.
+        checkpoint: file of the running state, written every `plan.save_every` updates and at the
+            end. It stays, so does the one before: `remove_checkpoint` when the network is saved.
         watch: called after every update; one that `Remembers` is resumed, too.
         processes: an accelerate `Accelerator`, for several devices or mixed precision. Each
             process works on its share of every batch; gradients are averaged.
@@ -110,16 +109,13 @@ def train(
         OSError: a checkpoint cannot be written; the one before is kept.
     """
     rank, count = _place(images, plan, processes)
-    if record is None:
-        record = description(network, objective, images, plan, augment)
+    record = record or description(network, objective, images, plan, augment)
     state = State.begin(network, plan, record, count)
     done = _resume(state, plan, checkpoint, watch, processes)
     for update in range(done + 1, plan.updates + 1):
         rows = batch_rows(len(images), plan.batch, update, plan.seed)[rank::count]
         with seeded(layer_seed(plan.seed, update, rank), network):
-            loss = _loss(network, objective, images[rows], augment, plan, update, processes)
-            state.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
+            loss = _backward(network, objective, images[rows], augment, plan, update, processes)
         value = _agree(network, loss, update, processes)
         _step(network, state, plan, update)
         if update % plan.save_every == 0 or update == plan.updates:
@@ -167,7 +163,7 @@ def _place(images: Images, plan: Plan, processes: Processes | None) -> tuple[int
     return rank, count
 
 
-def _loss(
+def _backward(
     network: nn.Module,
     objective: Objective,
     batch: Images,
@@ -182,7 +178,10 @@ def _loss(
     device = device_of(network)
     moved = replace(batch, x=x.to(device), y=batch.y.to(device))
     with processes.autocast() if processes else nullcontext():
-        return objective(network, moved, noise)
+        loss = objective(network, moved, noise)
+    network.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    return loss
 
 
 def _agree(network: nn.Module, loss: Tensor, update: int, processes: Processes | None) -> float:
