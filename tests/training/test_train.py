@@ -307,7 +307,15 @@ def test_unusable_input(images):
 
 
 @pytest.mark.parametrize(
-    "change", [{"updates": 0}, {"lr": 0.0}, {"dropout": 1.0}, {"rate": "fast"}]
+    "change",
+    [
+        {"updates": 0},
+        {"lr": 0.0},
+        {"lr": 1e99},
+        {"weight_decay": -1.0},
+        {"dropout": 1.0},
+        {"rate": "fast"},
+    ],
 )
 def test_bad_plans(change):
     with pytest.raises(ValueError, match=next(iter(change))):
