@@ -129,6 +129,16 @@ def test_everything_that_decides_a_training_is_in_its_description(images):
     assert of(plan=Plan(updates=6, batch=4, save_every=3)) == of()
 
 
+def test_the_configuration_of_a_network_counts_and_its_order_does_not(images):
+    def of(**config):
+        network = head()
+        network.config = config
+        return description(network, CrossEntropy(), images, PLAN, ())
+
+    assert of(a=1, b=(2,), _defaults=["a", "b"]) == of(_defaults=["b", "a"], b=(2,), a=1)
+    assert of(a=1) != of(a=2)
+
+
 def test_another_torch_goes_on_and_is_told(images, path, monkeypatch):
     def stop(update, *_):
         if update == 3:

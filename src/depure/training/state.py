@@ -34,7 +34,9 @@ def description(
     the settings of its layers, the images with their pixels, labels and indices; how often a
     checkpoint is written does not count.
     """
-    settings = f"{network!r} {getattr(network, 'config', None)!r}"
+    config = getattr(network, "config", None)
+    public = config.items() if isinstance(config, Mapping) else ()  # diffusers' private ones vary
+    settings = f"{network!r} {sorted((k, repr(v)) for k, v in public if not k.startswith('_'))}"
     data = {"x": images.x, "y": images.y, "index": images.index}
     record = {
         "plan": {k: v for k, v in asdict(plan).items() if k != "save_every"},
