@@ -225,7 +225,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(fails, tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "metrics.jsonl").write_text('{"update": 1, "loss": 2.0}\n')
     before = files(tmp_path)
-    fails(f"{CLASSIFIER} --lr 1e30", "the loss is nan at update 2: lower the learning rate")
+    fails(f"{CLASSIFIER} --lr 1e30", "Error: the loss is nan at update 2: lower the learning rate")
     assert files(tmp_path) == before
 
 

@@ -296,7 +296,10 @@ def _train(
         folder.sweep()
     with progress_bar("training", options["updates"], not _main(), "updates") as bar:
         watch = look(bar=bar) if _main() else None
-        return job(watch=watch, processes=_processes(options))
+        try:
+            return job(watch=watch, processes=_processes(options))
+        except FloatingPointError as error:
+            raise ValueError(f"{error} (--lr); a checkpoint of before is kept") from error
 
 
 def _say(text: str) -> None:
