@@ -126,10 +126,21 @@ def write_safetensors(
         OSError: it cannot be written (a full disk, no permission).
     """
     with replacing(path) as file:
-        try:
-            save_file(tensors, file, facts)
-        except SafetensorError as error:  # a full disk, as safetensors says it
-            raise OSError(str(error)) from error
+        save_tensors(tensors, file, facts)
+
+
+def save_tensors(
+    tensors: dict[str, Tensor], file: Path, facts: dict[str, str] | None = None
+) -> None:
+    """Write to a temporary file that the caller puts in place, see `replacing`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        save_file(tensors, file, facts)
+    except SafetensorError as error:  # a full disk, as safetensors says it
+        raise OSError(str(error)) from error
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

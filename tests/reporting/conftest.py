@@ -14,8 +14,10 @@ from depure.evaluation.card import card_of, keep_card
 from depure.evaluation.certificate import Agreement, Certificate
 from depure.evaluation.checks import Check
 from depure.evaluation.cost import Cost
+from depure.evaluation.fitting import Fitting
 from depure.evaluation.shards import Shard, shard_name
 from depure.pieces import Pieces, identity
+from depure.rows import Chunk
 
 MakeRun = Callable[..., Path]
 

@@ -28,6 +28,7 @@ from depure.training import (
     Shift,
     train,
 )
+from depure.training.checkpoint import earlier
 from depure.training.loop import warm_cosine
 from depure.training.plan import batch_rows
 
@@ -132,10 +133,17 @@ def test_killed_at_any_update_and_resumed_is_bit_equal(
         resumed, what, images, plan, augment=change, checkpoint=path,
         watch=lambda update, *_: seen.append(update),
     )  # fmt: skip
-    assert seen == list(range(at // 2 * 2 + 1, 8))
+    assert seen == list(range(max(1, at // 2 * 2), 8))  # that of the checkpoint once more
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    assert not path.exists()
+    assert path.exists()  # until what was trained is saved
+    again, seen = make(), []
+    train(
+        again, what, images, plan, augment=change, checkpoint=path,
+        watch=lambda update, *_: seen.append(update),
+    )  # fmt: skip
+    assert seen == [7]
+    assert all(map(torch.equal, whole.state_dict().values(), again.state_dict().values()))
     assert not any(p.requires_grad for p in resumed.parameters())
     assert not any(part.training for part in resumed.modules())
 
@@ -245,6 +253,7 @@ def test_another_configuration_and_a_damaged_checkpoint(images, classifier, tmp_
     with pytest.raises(ValueError, match="another objective"):  # the guide's weights count
         run(denoising(classifier=other))
     assert path.read_bytes() == before
+    earlier(path).unlink()
     path.write_bytes(before[:200])
     with pytest.raises(ValueError, match=r"is damaged .*: delete it and train again"):
         run(denoising(classifier=classifier))
@@ -284,7 +293,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(images, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     seen = []
     train(Net(), plain, images, PLAN, checkpoint=path, watch=lambda u, *_: seen.append(u))
-    assert seen == [3, 4, 5, 6, 7]
+    assert seen == [2, 3, 4, 5, 6, 7]
 
 
 def test_unusable_input(images):
@@ -298,7 +307,15 @@ def test_unusable_input(images):
 
 
 @pytest.mark.parametrize(
-    "change", [{"updates": 0}, {"lr": 0.0}, {"dropout": 1.0}, {"rate": "fast"}]
+    "change",
+    [
+        {"updates": 0},
+        {"lr": 0.0},
+        {"lr": 1e99},
+        {"weight_decay": -1.0},
+        {"dropout": 1.0},
+        {"rate": "fast"},
+    ],
 )
 def test_bad_plans(change):
     with pytest.raises(ValueError, match=next(iter(change))):

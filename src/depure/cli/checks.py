@@ -63,7 +63,6 @@ def sample_sheet(network: nn.Module, path: Path, wrap: Wrap, images: Images, t_m
         x = torch.full_like(x, 0.5)  # from the highest noise, nothing of an image is left
     with torch.no_grad():
         out = purifier(x, _noise(some)).cpu()
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_image(_sheet(out), path)
 
 

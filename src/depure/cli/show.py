@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -38,6 +40,19 @@ def progress_bar(
     with Progress(*columns, console=Console(file=sys.stderr, quiet=quiet)) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings of the package as one line each on standard error, without the place in the code."""
+
+    def show(message: Warning | str, *_: Any) -> None:
+        click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=UserWarning, module="depure")
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def percent(estimate: Estimate) -> str:

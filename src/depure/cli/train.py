@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from torch import nn
 from depure.cli import train_options as opts
 from depure.cli.build import load_images
 from depure.cli.checks import classifier_measure, denoiser_measure, sample_sheet
-from depure.cli.monitor import Monitor
+from depure.cli.monitor import Measure, Monitor
 from depure.cli.options import common, config
-from depure.cli.show import console, progress_bar
+from depure.cli.show import console, plain_warnings, progress_bar
+from depure.cli.train_folder import RECORD, Folder
 from depure.data import Images
 from depure.diffusion import VPSDE, Denoiser, Karras, Schedule, VPDiscrete
+from depure.files import locked
 from depure.threat import L2, Linf
 from depure.training import (
     ADDT,
@@ -39,9 +41,12 @@ from depure.training import (
     Plan,
     Shift,
     accuracy,
+    description,
+    remove_checkpoint,
     seeded,
     train,
 )
+from depure.weights import fingerprint
 from depure.zoo import load_classifier, load_denoiser
 from depure.zoo.build import new_classifier, new_unet
 from depure.zoo.save import save_classifier, save_denoiser
@@ -61,7 +66,8 @@ def command() -> None:
     The rival defence:
       depure train adversarial --preset digits --out models/adversarial
 
-    Killed at any moment, the same command continues and ends with the very same weights.
+    Killed at any moment, the same command continues and ends with the very same weights; when it
+    has finished, it says so and does nothing. A folder that holds another training is refused.
     Many GPUs: accelerate launch -m depure train ...
     """
 
@@ -105,16 +111,20 @@ def _train_classifier(options: dict[str, Any], objective: Objective) -> None:
     arch = "small-cnn" if options["arch"].startswith("small-cnn") else options["arch"]
     file = Path("classifier.safetensors")
 
-    def save(network: nn.Module, folder: Path) -> None:
-        save_classifier(network, folder / file)
+    def save(network: nn.Module, folder: Path) -> list[Path]:
+        return save_classifier(network, folder / file)
 
-    measure = partial(classifier_measure, held=held, eps=options["check_eps"])
-    _run(options, network, objective, images, save, measure if len(held) else None)
+    checks = Checks()
+    if len(held):
+        measure = partial(classifier_measure, held=held, eps=options["check_eps"])
+        checks = Checks(measure, record=_checks_record(options, held))
+    trained = _run(options, network, objective, images, save, checks)
     if _main():
-        found = accuracy(network, held if len(held) else images)
-        where = "held-out" if len(held) else "training"
-        console().print(f"accuracy on the {where} images: {100 * found:.1f} %")
-        console().print(f"use it with --classifier {arch}:{options['out'] / file}")
+        if trained:
+            found = accuracy(network, held if len(held) else images)
+            where = "held-out" if len(held) else "training"
+            console().print(f"accuracy on the {where} images: {100 * found:.1f} %")
+        _say(f"use it with --classifier {arch}:{options['out'] / file}")
 
 
 @command.command("diffusion", short_help="Train a diffusion model (DDPM, VP-SDE, EDM).")
@@ -189,19 +199,41 @@ def _train_denoiser(
         edm = isinstance(schedule, Karras)
         return Denoiser(network, schedule, "edm" if edm else "epsilon")
 
-    def save(network: nn.Module, folder: Path) -> None:
-        save_denoiser(network, schedule, folder)
+    def save(network: nn.Module, folder: Path) -> list[Path]:
+        return save_denoiser(network, schedule, folder)
 
-    measure = None
+    measure, record = None, {"every": options["check_every"]}
     if len(held):
         guide = load_classifier(options["classifier"]).to(_device(options))
         measure = partial(
             denoiser_measure, wrap=purifier, guide=guide, held=held, eps=options["check_eps"]
         )
+        record = _checks_record(options, held, guide)
     picture = partial(sample_sheet, wrap=purifier, images=images, t_max=options["t_max"])
-    _run(options, network, objective, images, save, measure, picture)
+    record["schedule"] = repr(schedule)
+    _run(options, network, objective, images, save, Checks(measure, picture, record))
     if _main():
-        console().print(f"use it with --denoiser {options['out']}")
+        _say(f"use it with --denoiser {options['out']}")
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What is looked at while training, and what decides its outcome, for the record."""
+
+    measure: Measure | None = None
+    picture: Callable[[nn.Module, Path], None] | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def _checks_record(
+    options: dict[str, Any], held: Images, guide: nn.Module | None = None
+) -> dict[str, Any]:
+    return {
+        "every": options["check_every"],
+        "eps": options["check_eps"],
+        "images": fingerprint({"x": held.x, "y": held.y, "index": held.index}),
+        "classifier": fingerprint(guide.state_dict()) if guide else "itself",
+    }
 
 
 def _run(
@@ -209,12 +241,13 @@ def _run(
     network: nn.Module,
     objective: Objective,
     images: Images,
-    save: Callable[[nn.Module, Path], None],
-    measure: Callable[[nn.Module], dict[str, float]] | None,
-    picture: Callable[[nn.Module, Path], None] | None = None,
-) -> None:
-    """Train under watch; write the last weights, the best ones if they are known, and a card."""
-    folder: Path = options["out"]
+    save: Callable[[nn.Module, Path], list[Path]],
+    checks: Checks,
+) -> bool:
+    """Train under watch; write the last weights, the best ones if they are known, and a card.
+
+    False if that was done before.
+    """
     plan = Plan(
         options["updates"], options["batch"], options["lr"], options["rate"],
         betas=(options["beta1"], options["beta2"]), weight_decay=options["weight_decay"],
@@ -223,34 +256,54 @@ def _run(
     )  # fmt: skip
     augment: tuple[Augment, ...] = (Shift(options["shift"]),) if options["shift"] else ()
     augment += (Flip(),) if options["flip"] else ()
+    record = description(network, objective, images, plan, augment)
+    record |= {"precision": options["precision"], "checks": checks.record}
+    folder = Folder(options["out"], record)
     network.to(_device(options))
-    with progress_bar("training", plan.updates, not _main(), "updates") as bar:
-        monitor = Monitor(
-            folder, network, bar, measure, picture, lambda n: save(n, folder / "best"),
-            options["check_every"], tensorboard=options["tensorboard"],
+    with plain_warnings(), locked(folder.path / RECORD) if _main() else nullcontext():
+        if folder.finished():
+            if _main():
+                remove_checkpoint(folder.checkpoint)
+                _say(f"finished before: {folder.path} holds the model that this command makes")
+            return False
+        job = partial(
+            train, network, objective, images, plan, augment=augment,
+            checkpoint=folder.checkpoint, record=folder.training,
         )  # fmt: skip
-        train(
-            network, objective, images, plan, augment=augment,
-            checkpoint=folder / "checkpoint.safetensors", watch=monitor if _main() else None,
-            processes=_processes(options),
+        look = partial(
+            Monitor, folder.path, network, measure=checks.measure, picture=checks.picture,
+            save_best=lambda n: save(n, folder.path / "best"), check_every=options["check_every"],
+            tensorboard=options["tensorboard"], claim=folder.claim,
         )  # fmt: skip
+        made_with = _train(options, folder, job, look)
+        if _main():
+            files = save(network, folder.path)
+            folder.card(objective, plan, augment, images, made_with)
+            folder.finish(files)
+            _say(f"saved {folder.path}")
+    return True
+
+
+def _train(
+    options: dict[str, Any],
+    folder: Folder,
+    job: Callable[..., list[tuple[int, str]]],
+    look: Callable[..., Monitor],
+) -> list[tuple[int, str]]:
+    """Run the job, on the main process under watch."""
     if _main():
-        save(network, folder)
-        _card(folder, objective, plan, augment, images)
-        console().print(f"saved {folder}")
+        folder.check_writable()
+        folder.sweep()
+    with progress_bar("training", options["updates"], not _main(), "updates") as bar:
+        watch = look(bar=bar) if _main() else None
+        try:
+            return job(watch=watch, processes=_processes(options))
+        except FloatingPointError as error:
+            raise ValueError(f"{error} (--lr); a checkpoint of before is kept") from error
 
 
-def _card(
-    folder: Path, objective: Objective, plan: Plan, augment: tuple[Augment, ...], images: Images
-) -> None:
-    words = shlex.join(["depure", *sys.argv[1:]])
-    weights = "their running average over training" if plan.max_decay else "the last"
-    (folder / "MODEL_CARD.md").write_text(
-        f"# A model trained by Depure\n\n- **Command**: `{words}`\n- **Data**: {images!r}\n"
-        f"- **Objective**: {objective.describe()}\n- **Plan**: {plan!r}\n"
-        f"- **Augmentation**: {augment!r}\n- **Weights**: {weights}\n"
-        f"- **Made with**: torch {torch.__version__}\n"
-    )
+def _say(text: str) -> None:
+    console().print(text, markup=False)
 
 
 def _data(options: dict[str, Any]) -> tuple[Images, Images]:

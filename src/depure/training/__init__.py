@@ -9,13 +9,15 @@ from depure.training.addt import (
 )
 from depure.training.adversarial import TRADES, PGDTraining
 from depure.training.augment import Augment, Flip, Shift
+from depure.training.checkpoint import remove_checkpoint
 from depure.training.ema import EMA
 from depure.training.family import EDM, ContinuousVP, DiscreteVP, Family
 from depure.training.loop import accuracy, seeded
 from depure.training.objective import CrossEntropy, Denoising, Objective
 from depure.training.plan import Plan
 from depure.training.rbgm import mixing, rank_map
-from depure.training.train import Watch, train
+from depure.training.state import description
+from depure.training.train import Remembers, Watch, train
 
 __all__ = [
     "ADDT",
@@ -32,6 +34,7 @@ __all__ = [
     "Objective",
     "PGDTraining",
     "Plan",
+    "Remembers",
     "Shift",
     "Watch",
     "accuracy",
@@ -39,8 +42,10 @@ __all__ = [
     "adversarial_noise",
     "cgpo",
     "classifier_guided_pgd",
+    "description",
     "mixing",
     "rank_map",
+    "remove_checkpoint",
     "seeded",
     "train",
 ]

@@ -65,6 +65,19 @@ def finite(loss: torch.Tensor, step: int) -> float:
     return value
 
 
+def finite_weights(network: nn.Module, step: int) -> None:
+    """Refuse to go on with weights that are not finite.
+
+    Raises:
+        FloatingPointError: names one that is not.
+    """
+    for name, weight in network.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise FloatingPointError(
+                f"the weight {name} is not finite after update {step}: lower the learning rate"
+            )
+
+
 def check_positive(**numbers: float) -> None:
     """Refuse settings that are not above zero.
 

@@ -11,6 +11,7 @@ from depure.noise import Noise
 from depure.training.loop import check_positive
 
 Rate = Literal["constant", "cosine"]
+_MOST_LR = 1e30  # beyond it, the optimiser's float32 overflows
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Plan:
             updates=self.updates, batch=self.batch, lr=self.lr, clip=self.clip,
             save_every=self.save_every,
         )  # fmt: skip
+        if not self.lr <= _MOST_LR or not 0.0 <= self.weight_decay <= _MOST_LR:
+            raise ValueError(
+                f"lr and weight_decay must be at most {_MOST_LR:g}, weight_decay not negative; got "
+                f"{self.lr} and {self.weight_decay}"
+            )
         if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}")
         if self.rate not in get_args(Rate):

@@ -1,43 +1,85 @@
-"""The running state of a training, as one safetensors file."""
+"""The running state of a training: weights, their average, the optimiser, and whose they are."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from depure import __version__
 from depure.data.images import Images
 from depure.training.augment import Augment
+from depure.training.checkpoint import read_checkpoint, write_checkpoint
 from depure.training.ema import EMA
 from depure.training.loop import device_of
 from depure.training.objective import Objective
 from depure.training.plan import Plan
-from depure.weights import write_safetensors
+from depure.weights import fingerprint
+
+
+def description(
+    network: nn.Module, objective: Objective, images: Images, plan: Plan, augment: Sequence[Augment]
+) -> dict[str, Any]:
+    """Everything that decides what a training ends with, as plain data.
+
+    Equal descriptions, equal weights. The network counts with the weights that it begins with and
+    the settings of its layers, the images with their pixels, labels and indices; how often a
+    checkpoint is written does not count.
+    """
+    config = getattr(network, "config", None)
+    public = config.items() if isinstance(config, Mapping) else ()  # diffusers' private ones vary
+    settings = f"{network!r} {sorted((k, repr(v)) for k, v in public if not k.startswith('_'))}"
+    data = {"x": images.x, "y": images.y, "index": images.index}
+    record = {
+        "plan": {k: v for k, v in asdict(plan).items() if k != "save_every"},
+        "objective": objective.describe(),
+        "augment": repr(tuple(augment)),
+        "network": {
+            "class": type(network).__name__,
+            "settings": hashlib.sha256(settings.encode()).hexdigest()[:16],
+            "weights at the start": fingerprint(network.state_dict()),
+        },
+        "images": {
+            "name": images.name,
+            "count": len(images),
+            "shape": list(images.x.shape[1:]),
+            "classes": list(images.classes),
+            "fingerprint": fingerprint(data),
+        },
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(record))  # tuples become lists, as read back
+    return plain
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a training stands: the last update, its loss, and what its watch remembered then."""
+
+    update: int
+    loss: float
+    memory: dict[str, Any] | None
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Weights, their average, the optimiser, and what they belong to."""
+    """Weights, their average, the optimiser, what they belong to, and what computed them."""
 
     network: nn.Module
     ema: EMA
     optimizer: torch.optim.Optimizer
     record: dict[str, Any]
+    made_with: list[tuple[int, str]]  # from which update on
 
     @staticmethod
-    def begin(
-        network: nn.Module,
-        objective: Objective,
-        images: Images,
-        plan: Plan,
-        augment: Sequence[Augment],
-    ) -> State:
+    def begin(network: nn.Module, plan: Plan, record: Mapping[str, Any], processes: int) -> State:
         """Weights that train, dropout as planned, a fresh optimiser and average."""
         device_of(network)  # refuses a network without weights
         network.requires_grad_(True)
@@ -48,12 +90,10 @@ class State:
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay
         )
-        record = {
-            "plan": asdict(plan), "objective": objective.describe(), "augment": repr(augment),
-            "images": [images.name, len(images)],
-        }  # fmt: skip
-        plain = json.loads(json.dumps(record))  # tuples become lists, as when read back
-        return State(network, EMA(network, plan.max_decay), optimizer, plain)
+        average = EMA(network, plan.max_decay)
+        return State(
+            network, average, optimizer, dict(record), [(1, _versions(network, processes))]
+        )
 
     def _tensors(self) -> dict[str, Tensor]:
         found = {f"weight.{k}": v for k, v in self.network.state_dict().items()}
@@ -63,39 +103,52 @@ class State:
                 found[f"optimizer.{name}/{key}"] = value
         return {k: v.detach().cpu().clone().contiguous() for k, v in found.items()}
 
-    def save(self, path: Path, update: int) -> None:
-        """Write atomically.
+    def save(self, path: Path, at: Position) -> None:
+        """Write atomically; the checkpoint before stays beside it.
 
         Raises:
-            OSError: it cannot be written (a full disk); the file that was there stays.
+            OSError: it cannot be written (a full disk); what was there stays.
         """
-        facts = {"update": str(update), "averages": str(self.ema.updates)}
-        write_safetensors(self._tensors(), path, {**facts, "record": json.dumps(self.record)})
+        facts = {
+            "record": self.record,
+            "update": at.update,
+            "loss": at.loss,
+            "watch": at.memory,
+            "averages": self.ema.updates,
+            "made with": self.made_with,
+        }
+        write_checkpoint(path, self._tensors(), facts)
 
-    def load(self, path: Path) -> int:
-        """Take over a checkpoint; the number of updates it has seen.
+    def load(self, path: Path, updates: int) -> Position | None:
+        """Take over a checkpoint, if there is one: where it stands, of so many updates.
 
         Raises:
-            ValueError: it is damaged, or of another configuration.
+            ValueError: it is damaged, and no earlier one whole; or of another configuration.
+            OSError: it cannot be read.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                facts = file.metadata()
-                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-            record = json.loads(facts["record"])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"the checkpoint {path} is damaged ({error}): delete it and train again"
-            ) from error
-        if record != self.record:
-            names = [k for k in self.record if record.get(k) != self.record[k]]
-            raise ValueError(
-                f"the checkpoint {path} belongs to another configuration (another "
-                f"{', '.join(names)}): choose another folder, or delete it"
-            )
+        found = read_checkpoint(path, self.record)
+        if found is None:
+            return None
+        tensors, facts = found
         self._restore(tensors)
-        self.ema.updates = int(facts["averages"])
-        return int(facts["update"])
+        self.ema.updates = facts["averages"]
+        at = Position(facts["update"], facts["loss"], facts["watch"])
+        made_with = [(first, text) for first, text in facts["made with"]]
+        if at.update < updates:
+            self._continue_with(made_with, path, at.update)
+        self.made_with[:] = made_with
+        return at
+
+    def _continue_with(self, made_with: list[tuple[int, str]], path: Path, update: int) -> None:
+        (_, now), (_, before) = self.made_with[0], made_with[-1]
+        if now != before:
+            warnings.warn(
+                f"the checkpoint {path} was made with {before}; this is {now}: the training goes "
+                f"on at update {update + 1}, but may end with slightly other weights than either "
+                f"alone gives, and its card says so",
+                stacklevel=4,
+            )
+            made_with.append((update + 1, now))
 
     @torch.no_grad()
     def _restore(self, tensors: dict[str, Tensor]) -> None:
@@ -113,3 +166,13 @@ class State:
             if slots:
                 slots["step"] = slots["step"].cpu()
                 self.optimizer.state[p] = slots
+
+
+def _versions(network: nn.Module, processes: int) -> str:
+    """What computes: equal words, equal bits (on a CPU)."""
+    home = type(network).__module__.partition(".")[0]
+    other = getattr(sys.modules.get(home), "__version__", None)
+    words = [f"depure {__version__}", f"torch {torch.__version__}"]
+    words += [f"{home} {other}"] if other and home not in ("depure", "torch") else []
+    words += [device_of(network).type] + ([f"{processes} processes"] if processes > 1 else [])
+    return ", ".join(words)

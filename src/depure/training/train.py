@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +15,39 @@ from depure.data.images import Images
 from depure.noise import Noise
 from depure.training.augment import Augment
 from depure.training.ema import EMA
-from depure.training.loop import check_positive, device_of, finite, seeded, warm_cosine
+from depure.training.loop import (
+    check_positive,
+    device_of,
+    finite,
+    finite_weights,
+    seeded,
+    warm_cosine,
+)
 from depure.training.objective import Objective
 from depure.training.plan import Plan, batch_rows, layer_seed
-from depure.training.state import State
+from depure.training.state import Position, State, description
 
 
 class Watch(Protocol):
     """Called after every update, on every process."""
 
     def __call__(self, update: int, updates: int, loss: float, average: EMA) -> None:
-        """Update 1, 2, ... of `updates`, its loss before the step, the averaged weights after."""
+        """Update 1, 2, ... of `updates`, its loss before the step, the averaged weights after.
+
+        A resumed run begins by calling it once more for the update of its checkpoint, for what
+        it did then may have been cut short.
+        """
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A watch whose memory travels in the checkpoints, so that a resumed run has it again."""
+
+    def memory(self) -> dict[str, Any]:
+        """Plain data, finite: what it knows before it is called for an update."""
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Know that again."""
 
 
 class Processes(Protocol):
@@ -55,7 +77,8 @@ def train(
     checkpoint: Path | None = None,
     watch: Watch | None = None,
     processes: Processes | None = None,
-) -> None:
+    record: Mapping[str, Any] | None = None,
+) -> list[tuple[int, str]]:
     """Train `network` in place; at the end it holds the average of its weights, in eval mode.
 
     Every update is a pure function of the weights, its number and the seed: noise is keyed by the
@@ -69,40 +92,66 @@ def train(
         images: the training set; its data-set indices key all randomness.
         plan: length and optimiser.
         augment: changes each batch, such as :class:`~depure.training.augment.Shift`.
-        checkpoint: file of the running state, written every `plan.save_every` updates and
-            deleted at the end.
-        watch: called after every update.
+        checkpoint: file of the running state, written every `plan.save_every` updates and at the
+            end. It stays, so does the one before: `remove_checkpoint` when the network is saved.
+        watch: called after every update; one that `Remembers` is resumed, too.
         processes: an accelerate `Accelerator`, for several devices or mixed precision. Each
             process works on its share of every batch; gradients are averaged.
+        record: what a checkpoint must belong to; the `description` if omitted.
+
+    Returns:
+        What computed it, each with its first update: one, if no resumed run found another torch.
 
     Raises:
         ValueError: see the objective; or the checkpoint is damaged or of another configuration,
             or a batch cannot be shared among the processes.
-        FloatingPointError: the loss is not finite; the last checkpoint is kept.
+        FloatingPointError: the loss or a weight is not finite; the last checkpoint is kept.
         OSError: a checkpoint cannot be written; the one before is kept.
     """
     rank, count = _place(images, plan, processes)
-    state = State.begin(network, objective, images, plan, augment)
-    done = state.load(checkpoint) if checkpoint is not None and checkpoint.exists() else 0
-    if processes:
-        processes.wait_for_everyone()  # nobody deletes or replaces it before all have read it
-    network.train()
+    record = record or description(network, objective, images, plan, augment)
+    state = State.begin(network, plan, record, count)
+    done = _resume(state, plan, checkpoint, watch, processes)
     for update in range(done + 1, plan.updates + 1):
         rows = batch_rows(len(images), plan.batch, update, plan.seed)[rank::count]
         with seeded(layer_seed(plan.seed, update, rank), network):
-            loss = _loss(network, objective, images[rows], augment, plan, update, processes)
-            state.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
+            loss = _backward(network, objective, images[rows], augment, plan, update, processes)
         value = _agree(network, loss, update, processes)
         _step(network, state, plan, update)
-        if checkpoint is not None and update % plan.save_every == 0 and rank == 0:
-            state.save(checkpoint, update)
+        if update % plan.save_every == 0 or update == plan.updates:
+            finite_weights(network, update)
+            if checkpoint is not None and rank == 0:
+                state.save(checkpoint, Position(update, value, _memory(watch)))
         if watch:
             watch(update, plan.updates, value, state.ema)
     state.ema.copy_to(network)
     network.eval().requires_grad_(False)
-    if checkpoint is not None and rank == 0:
-        checkpoint.unlink(missing_ok=True)
+    return state.made_with
+
+
+def _resume(
+    state: State,
+    plan: Plan,
+    checkpoint: Path | None,
+    watch: Watch | None,
+    processes: Processes | None,
+) -> int:
+    """The number of updates that are done, after the watch has seen the last of them again."""
+    at = state.load(checkpoint, plan.updates) if checkpoint is not None else None
+    if processes:
+        processes.wait_for_everyone()  # nobody replaces it before all have read it
+    state.network.train()
+    if at is None:
+        return 0
+    if isinstance(watch, Remembers) and at.memory is not None:
+        watch.recall(at.memory)
+    if watch:
+        watch(at.update, plan.updates, at.loss, state.ema)
+    return at.update
+
+
+def _memory(watch: Watch | None) -> dict[str, Any] | None:
+    return watch.memory() if isinstance(watch, Remembers) else None
 
 
 def _place(images: Images, plan: Plan, processes: Processes | None) -> tuple[int, int]:
@@ -114,7 +163,7 @@ def _place(images: Images, plan: Plan, processes: Processes | None) -> tuple[int
     return rank, count
 
 
-def _loss(
+def _backward(
     network: nn.Module,
     objective: Objective,
     batch: Images,
@@ -129,7 +178,10 @@ def _loss(
     device = device_of(network)
     moved = replace(batch, x=x.to(device), y=batch.y.to(device))
     with processes.autocast() if processes else nullcontext():
-        return objective(network, moved, noise)
+        loss = objective(network, moved, noise)
+    network.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    return loss
 
 
 def _agree(network: nn.Module, loss: Tensor, update: int, processes: Processes | None) -> float:

@@ -6,28 +6,57 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from depure.diffusion import VPSDE, Karras, Schedule, VPDiscrete
-from depure.weights import write_safetensors
+from depure.files import replacing, write_text
+from depure.weights import fingerprint, read_safetensors, save_tensors
 
 
-def save_denoiser(network: nn.Module, schedule: Schedule, folder: Path) -> None:
+def save_denoiser(network: nn.Module, schedule: Schedule, folder: Path) -> list[Path]:
     """A folder in the layout of diffusers, `unet/` and `scheduler/`, for `load_denoiser`.
+
+    Each file is there whole or as it was, and the weights are read back before they take their
+    place. Where another model lies there, its configuration goes first and the new one comes last:
+    whatever a kill leaves is never a mixture that can be loaded.
 
     Args:
         network: a diffusers model that predicts the noise (or is the raw network of EDM).
         schedule: what it was trained on; a VP-SDE is written as its discrete steps.
 
+    Returns:
+        The files.
+
     Raises:
-        ValueError: the schedule has no counterpart in diffusers.
+        ValueError: the schedule has no counterpart in diffusers, or the network is none of theirs.
         OSError: a file cannot be written.
     """
-    text = json.dumps(_scheduler(schedule), indent=2) + "\n"
-    save: Any = network.save_pretrained
-    save(folder / "unet", safe_serialization=True)
-    (folder / "scheduler").mkdir(exist_ok=True)
-    (folder / "scheduler" / "scheduler_config.json").write_text(text)
+    described: Any = getattr(network, "to_json_string", None)
+    if described is None:
+        raise ValueError(
+            f"only a model of diffusers can be written in their layout; got "
+            f"{type(network).__name__}: pass a UNet2DModel"
+        )
+    config = folder / "unet" / "config.json"
+    texts = {
+        folder / "scheduler" / "scheduler_config.json": json.dumps(_scheduler(schedule), indent=2)
+        + "\n",
+        config: described(),
+    }
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    other = any(_text(path) != text for path, text in texts.items())
+    with replacing(weights) as file:
+        _write_and_read_back(network, file, {"format": "pt"})
+        if other:
+            config.unlink(missing_ok=True)
+    if other:
+        for path, text in texts.items():
+            write_text(path, text)
+    return [weights, *texts]
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
 def _scheduler(schedule: Schedule) -> dict[str, Any]:
@@ -52,11 +81,27 @@ def _scheduler(schedule: Schedule) -> dict[str, Any]:
     raise ValueError(f"no scheduler of diffusers is like {schedule!r}")
 
 
-def save_classifier(network: nn.Module, path: Path) -> None:
-    """One safetensors file, for `load_classifier("ARCH:PATH")`.
+def save_classifier(network: nn.Module, path: Path) -> list[Path]:
+    """One safetensors file, for `load_classifier("ARCH:PATH")`, read back before it counts.
 
     Raises:
         OSError: it cannot be written.
     """
-    weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    write_safetensors(weights, path)
+    with replacing(path) as file:
+        _write_and_read_back(network, file)
+    return [path]
+
+
+def _write_and_read_back(
+    network: nn.Module, file: Path, facts: dict[str, str] | None = None
+) -> None:
+    weights: dict[str, Tensor] = {
+        k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()
+    }
+    save_tensors(weights, file, facts)
+    try:
+        same = fingerprint(read_safetensors(file)) == fingerprint(weights)
+    except ValueError:
+        same = False
+    if not same:
+        raise OSError("what was written does not read back as it was")
