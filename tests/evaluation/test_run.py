@@ -265,17 +265,17 @@ def test_shards_without_a_configuration_are_not_taken_over(images, tmp_path):
 
 def test_bpda_of_an_undifferentiable_purifier_has_nothing_to_compare_with(images):
     result = evaluate(Defended(BPDA(Cut()), Head()), images, ATTACK, THREAT, **SETTINGS)
-    row = result.card["certificate"]["rows"][0]
+    row = result.card["gradient_check"]["rows"][0]
     assert row["cosine"] is None
     gradient = next(c for c in result.card["checks"] if c["name"] == "gradient")
     assert "no exact gradient to compare with" in gradient["text"]
 
 
-def test_a_certificate_that_is_none(images, tmp_path):
+def test_a_gradient_check_that_is_none(images, tmp_path):
     out = tmp_path / "run"
     evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
-    (out / "certificate.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no certificate"):
+    (out / "gradient_check.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no gradient check"):
         evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
 
 

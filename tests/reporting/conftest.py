@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from depure.evaluation.card import card_of
-from depure.evaluation.certificate import Agreement, Certificate
 from depure.evaluation.checks import Check
 from depure.evaluation.cost import Cost
+from depure.evaluation.gradient_check import Agreement, GradientCheck
 from depure.evaluation.shards import Shard
 from depure.files import write_json
 
@@ -79,7 +79,7 @@ def named(attack: str) -> dict[str, str]:
     return {"name": attack} | ({"loss": "ce"} if attack == "APGD" else {})
 
 
-def certificate(*, exact: bool = True) -> Certificate:
+def gradient_check(*, exact: bool = True) -> GradientCheck:
     rows = (
         Agreement("Checkpoint(), float64", 0.0 if exact else 0.93, 0.7, 0.69, exact),
         Agreement("Checkpoint(), float32", 2.934963596044944e-07, 0.9999999999999856, 1.0, exact),
@@ -87,7 +87,7 @@ def certificate(*, exact: bool = True) -> Certificate:
     verdict = "PASSED: the gradient is that of the defence (finite differences: 9.4e-11)"
     if not exact:
         verdict = "FAILED: the gradient is not that of the defence"
-    return Certificate(exact, verdict, 2, 9.4e-11, "plain autograd in float64", rows)
+    return GradientCheck(exact, verdict, 2, 9.4e-11, "plain autograd in float64", rows)
 
 
 CHECKS = [
@@ -150,7 +150,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         if members:
             described["attack"] = {"name": "Ensemble", "members": [named(m) for m in members]}
         card = card_of(
-            described, shard, certificate(exact=exact), checks, cost,
+            described, shard, gradient_check(exact=exact), checks, cost,
             title=title, command=command, memory=433 * 2**20, device=torch.device("cpu"),
         )  # fmt: skip
         write_json(folder / "card.json", card)

@@ -18,10 +18,10 @@ from depure.attacks.base import Attack
 from depure.attacks.expected import distinct_draws
 from depure.data.images import Images
 from depure.evaluation.card import card_of
-from depure.evaluation.certificate import Certificate, check_labels, verify_gradient
 from depure.evaluation.checks import Check, Trial, cheap_checks, costly_checks
 from depure.evaluation.cost import Cost, peak_memory
 from depure.evaluation.fitting import Fitting
+from depure.evaluation.gradient_check import GradientCheck, check_labels, verify_gradient
 from depure.evaluation.memory import plan_chunk
 from depure.evaluation.record import describe, differences
 from depure.evaluation.shards import Shard, base_noise, compute_shard
@@ -113,7 +113,7 @@ class Evaluation:
         )
         return {**described, "shard_size": self.shard_size}
 
-    def prepare(self) -> Certificate:
+    def prepare(self) -> GradientCheck:
         """Make or re-open the folder and certify the gradient.
 
         Raises:
@@ -144,22 +144,26 @@ class Evaluation:
             )
         (self.folder / "shards").mkdir(parents=True, exist_ok=True)
         write_json(config, description)
-        certificate = self.fitting().run(self._certificate)
-        own = certificate.rows[0] if certificate.rows else None
-        if not certificate.passed and (own is None or own.exact):
-            raise ValueError(f"this defence cannot be evaluated as it is. {certificate.verdict}")
-        return certificate
+        gradient_check = self.fitting().run(self._gradient_check)
+        own = gradient_check.rows[0] if gradient_check.rows else None
+        refused = not gradient_check.passed and (own is None or own.exact)
+        if refused and self.attack.needs_gradient:
+            raise ValueError(f"this defence cannot be evaluated as it is. {gradient_check.verdict}")
+        return gradient_check
 
-    def _certificate(self) -> Certificate:
-        path = self.folder / "certificate.json"
+    def _gradient_check(self) -> GradientCheck:
+        path = self.folder / "gradient_check.json"
         if path.exists():
-            return Certificate.of_record(read_json(path), path)
+            return GradientCheck.of_record(read_json(path), path)
         some = self.images[slice(0, 2)]
-        noise = base_noise(self.model, some.index, self.threat, self.seed).fold("certificate")
+        noise = base_noise(self.model, some.index, self.threat, self.seed).fold("gradient check")
         device = self._device()
-        certificate = verify_gradient(self.model, some.x.to(device), some.y.to(device), noise)
-        write_json(path, certificate.record())
-        return certificate
+        gradient_check = verify_gradient(
+            self.model, some.x.to(device), some.y.to(device), noise, ball=self.threat.ball,
+            chunk=min(self.batch, 32),
+        )  # fmt: skip
+        write_json(path, gradient_check.record())
+        return gradient_check
 
     def compute(self, part: tuple[int, int] = (0, 1), progress: Progress | None = None) -> None:
         """Compute the missing shards whose number is part[0] modulo part[1], skipping done ones."""
@@ -228,22 +232,22 @@ class Evaluation:
             self._device(), self.folder if self.remember else None,
         )  # fmt: skip
         fitting = self.fitting()
-        certificate = fitting.run(self._certificate)
-        checks = fitting.run(partial(self._checks, trial, shard, certificate))
+        gradient_check = fitting.run(self._gradient_check)
+        checks = fitting.run(partial(self._checks, trial, shard, gradient_check))
         checks += fitting.checks()
         fitting.run(partial(self._examples, trial, shard))
         card = card_of(
-            self.description(), shard, certificate, checks, cost,
+            self.description(), shard, gradient_check, checks, cost,
             title=self.title or _title(self.model, self.threat), command=self.command,
             memory=peak_memory(self._device()), fitting=fitting, device=self._device(),
         )  # fmt: skip
         write_json(self.folder / "card.json", card)
         return Result(card, shard, self.folder)
 
-    def _checks(self, trial: Trial, shard: Shard, certificate: Certificate) -> list[Check]:
+    def _checks(self, trial: Trial, shard: Shard, gradient_check: GradientCheck) -> list[Check]:
         path = self.folder / f"checks-{self.check_images}.json"
         if not path.exists():
-            checks = cheap_checks(trial, shard, certificate)
+            checks = cheap_checks(trial, shard, gradient_check)
             if self.check_images:
                 checks += costly_checks(trial, shard, self.check_images)
             write_json(path, {"checks": [asdict(c) for c in checks]})
