@@ -22,6 +22,7 @@ from depure.evaluation.checks import Check, Trial, cheap_checks, costly_checks
 from depure.evaluation.cost import Cost, peak_memory
 from depure.evaluation.fitting import Fitting
 from depure.evaluation.gradient_check import GradientCheck, check_labels, verify_gradient
+from depure.evaluation.gradient_check.key import key_of
 from depure.evaluation.memory import plan_chunk
 from depure.evaluation.record import describe, differences
 from depure.evaluation.shards import Shard, base_noise, compute_shard
@@ -152,18 +153,19 @@ class Evaluation:
         return gradient_check
 
     def _gradient_check(self) -> GradientCheck:
-        path = self.folder / "gradient_check.json"
-        if path.exists():
-            return GradientCheck.of_record(read_json(path), path)
-        some = self.images[slice(0, 2)]
+        path, chunk = self.folder / "gradient_check.json", min(self.batch, 32)
+        key = key_of(self.model, self.description(), chunk)
+        known = read_json(path) if path.exists() else {}
+        if isinstance(known, dict) and known.pop("key", None) == key:
+            return GradientCheck.of_record(known, path)
+        some, device = self.images[slice(0, 2)], self._device()
         noise = base_noise(self.model, some.index, self.threat, self.seed).fold("gradient check")
-        device = self._device()
-        gradient_check = verify_gradient(
+        found = verify_gradient(
             self.model, some.x.to(device), some.y.to(device), noise, ball=self.threat.ball,
-            chunk=min(self.batch, 32),
+            chunk=chunk,
         )  # fmt: skip
-        write_json(path, gradient_check.record())
-        return gradient_check
+        write_json(path, {**found.record(), "key": key})
+        return found
 
     def compute(self, part: tuple[int, int] = (0, 1), progress: Progress | None = None) -> None:
         """Compute the missing shards whose number is part[0] modulo part[1], skipping done ones."""

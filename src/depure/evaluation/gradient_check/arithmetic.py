@@ -99,7 +99,7 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-class _Widened(TorchDispatchMode):
+class _Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Every operation in float64, whatever the code casts to: the same formula, not its rounding.
 
     What the code makes in a narrower dtype (a time embedding, `x.float()`, `logits.half()`) is
@@ -107,7 +107,7 @@ class _Widened(TorchDispatchMode):
     """
 
     def __init__(self, seen: list[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen = seen
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
