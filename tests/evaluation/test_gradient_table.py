@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from depure.data import digits
 from depure.evaluation import verify_gradient
 from depure.purify import Defended, Identity
 
@@ -161,3 +162,24 @@ def test_right_gradients_pass(name, pictures):
     found = check(RIGHT[name], pictures)
     assert found.passed, found.verdict
     assert found.arithmetic in found.verdict
+
+
+def test_a_trained_network_with_kinks_at_clean_pixels_passes():
+    images = digits("train")[slice(0, 800)]
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(images.x.shape[1], 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(128, 10),
+    )  # fmt: skip
+    optimiser = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(60):
+        rows = torch.randint(0, len(images), (64,))
+        optimiser.zero_grad()
+        functional.cross_entropy(net(images.x[rows]), images.y[rows]).backward()
+        optimiser.step()
+    test = digits("test")[slice(0, 40)]
+    model = Defended(Identity(), net.eval())
+    for k in range(0, 40, 2):
+        found = verify_gradient(model, test.x[k : k + 2], test.y[k : k + 2])
+        assert found.passed, found.verdict
