@@ -30,6 +30,7 @@ from depure.data import Images
 from depure.evaluation import Evaluation, evaluate
 from depure.evaluation.checks import _doubled
 from depure.noise import Noise
+from depure.pieces import Pieces, read_config
 from depure.purify import BPDA, Defended, Identity, Purifier
 from depure.threat import Linf, Threat
 
@@ -148,7 +149,12 @@ def whole(tmp_path_factory):
     return folder
 
 
-PIECES = ("shards/00002.safetensors", "checks-4.json", "certificate.json", "examples.safetensors")
+PIECES = (
+    "shards/00002.safetensors",
+    "checks-4.json",
+    "gradient_check.json",
+    "examples.safetensors",
+)
 
 
 def again(images, out, **changes):
@@ -493,17 +499,25 @@ def test_shards_without_a_configuration_are_taken_over_by_their_own_run_alone(im
 
 def test_bpda_of_an_undifferentiable_purifier_has_nothing_to_compare_with(images):
     result = evaluate(Defended(BPDA(Cut()), Head()), images, ATTACK, THREAT, **SETTINGS)
-    row = result.card["certificate"]["rows"][0]
+    row = result.card["gradient_check"]["rows"][0]
     assert row["cosine"] is None
     gradient = next(c for c in result.card["checks"] if c["name"] == "gradient")
     assert "no exact gradient to compare with" in gradient["text"]
 
 
-def test_a_certificate_that_is_none(images, tmp_path):
+def test_a_gradient_check_of_another_key_is_made_anew(images, tmp_path):
     out = tmp_path / "run"
     evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
-    (out / "certificate.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"certificate\.json does not say which run"):
+    path = out / "gradient_check.json"
+    made = path.read_text()
+    sealed = json.loads(made)
+    pieces = Pieces(out, read_config(out / "config.json")[1])
+    pieces.write_json(path.name, {**pieces.read_json(path.name), "key": "another"})
+    assert path.read_text() != made
+    evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
+    assert json.loads(path.read_text()) == sealed
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"gradient_check\.json does not say which run"):
         evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
 
 

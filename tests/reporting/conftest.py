@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from depure.evaluation.card import card_of, keep_card
-from depure.evaluation.certificate import Agreement, Certificate
 from depure.evaluation.checks import Check
 from depure.evaluation.cost import Cost
 from depure.evaluation.fitting import Fitting
+from depure.evaluation.gradient_check import Agreement, GradientCheck
 from depure.evaluation.shards import Shard, shard_name
 from depure.pieces import Pieces, identity
 from depure.rows import Chunk
@@ -80,7 +80,7 @@ def named(attack: str) -> dict[str, str]:
     return {"name": attack} | ({"loss": "ce"} if attack == "APGD" else {})
 
 
-def certificate(*, exact: bool = True) -> Certificate:
+def gradient_check(*, exact: bool = True) -> GradientCheck:
     rows = (
         Agreement("Checkpoint(), float64", 0.0 if exact else 0.93, 0.7, 0.69, exact),
         Agreement("Checkpoint(), float32", 2.934963596044944e-07, 0.9999999999999856, 1.0, exact),
@@ -88,7 +88,7 @@ def certificate(*, exact: bool = True) -> Certificate:
     verdict = "PASSED: the gradient is that of the defence (finite differences: 9.4e-11)"
     if not exact:
         verdict = "FAILED: the gradient is not that of the defence"
-    return Certificate(exact, verdict, 2, 9.4e-11, "plain autograd in float64", rows)
+    return GradientCheck(exact, verdict, 2, 9.4e-11, "plain autograd in float64", rows)
 
 
 CHECKS = [
@@ -152,7 +152,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         if members:
             described["attack"] = {"name": "Ensemble", "members": [named(m) for m in members]}
         card = card_of(
-            described, shard, certificate(exact=exact), checks, cost,
+            described, shard, gradient_check(exact=exact), checks, cost,
             title=title, command=command, memory=433 * 2**20,
             fitting=Fitting(folder / "chunk.json", Chunk(128), 128), device=torch.device("cpu"),
         )  # fmt: skip

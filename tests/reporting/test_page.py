@@ -180,11 +180,11 @@ def test_approximate_gradient_warns(make_run):
     assert "approximate gradient, by choice" in text
 
 
-def test_null_entries_of_a_certificate(make_run):
+def test_null_entries_of_a_gradient_check(make_run):
     folder = make_run()
     card = card_at(folder)
-    card["certificate"]["finite_difference_error"] = None
-    card["certificate"]["rows"][0] |= {"cosine": None, "sign_agreement": None}
+    card["gradient_check"]["finite_difference_error"] = None
+    card["gradient_check"]["rows"][0] |= {"cosine": None, "sign_agreement": None}
     rewrite(folder, card)
     assert "not measured" in words_of(report(folder))
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from depure.evaluation import Certificate, Estimate, Result
+from depure.evaluation import Estimate, GradientCheck, Result
 from depure.evaluation.run import Progress as Report
 
 _MARKS = {"pass": "[green]✓ pass[/]", "warn": "[yellow]! warn[/]", "fail": "[red]✗ fail[/]"}
@@ -84,18 +84,20 @@ def show_result(result: Result, page: Path) -> None:
 _COLUMNS = ("clean", "robust")
 
 
-def show_certificate(certificate: Certificate) -> None:
-    """The certificate as a table."""
+def show_gradient_check(gradient_check: GradientCheck) -> None:
+    """The gradient check as a table."""
     out = console()
-    table = Table(title=f"gradients against {certificate.reference}, {certificate.images} images")
+    table = Table(
+        title=f"gradients against {gradient_check.reference}, {gradient_check.images} images"
+    )
     for name in ("gradient", "rel. error", "cosine", "equal signs", "claims exact"):
         justify: Literal["left", "right"] = "left" if name == "gradient" else "right"
         table.add_column(name, justify=justify, no_wrap=True)
-    for row in certificate.rows:
+    for row in gradient_check.rows:
         table.add_row(
             row.name, f"{row.relative_error:.1e}", f"{row.cosine:.6f}",
             f"{100 * row.sign_agreement:.1f} %", "yes" if row.exact else "no",
         )  # fmt: skip
     out.print(table)
-    out.print(f"finite differences: relative error {certificate.finite_difference_error:.1e}")
-    out.print(certificate.verdict)
+    out.print(f"finite differences: relative error {gradient_check.finite_difference_error:.1e}")
+    out.print(gradient_check.verdict)

@@ -9,7 +9,7 @@ import click
 
 from depure.cli import options as opts
 from depure.cli.build import build_backprop, build_model
-from depure.cli.show import show_certificate
+from depure.cli.show import show_gradient_check
 
 
 @click.command("verify-gradient", short_help="Prove a defence's gradient, or refuse it.")
@@ -19,25 +19,18 @@ from depure.cli.show import show_certificate
 @opts.gradient
 @opts.common
 @click.option(
-    "--loss",
-    default="ce",
-    show_default=True,
-    type=click.Choice(["ce", "margin", "dlr"]),
-    help="Loss to differentiate.",
-)
-@click.option(
     "--approximations",
     default="straight,surrogate:2",
     show_default=True,
     metavar="NAMES",
     help="Loop drivers to put beside it, separated by commas.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the certificate as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the gradient check as JSON.")
 def command(**options: Any) -> int:
-    """Compare a defence's gradient with plain autograd and with finite differences.
+    """Compare a defence's gradient with finite differences.
 
-    Noise is frozen and everything runs in float64. Exit status 1 if the gradient is not that
-    of the defence (also if it is an approximation by choice of --backprop).
+    Noise is frozen; it runs in float64 where the defence does. Exit status 1 if the gradient is
+    not that of the defence (also if it is an approximation by choice of --backprop).
 
     \b
     Examples:
@@ -55,16 +48,15 @@ def command(**options: Any) -> int:
     device = options["device"]
     if options["denoiser"] == "none":
         others = []
-    certificate = verify_gradient(
+    gradient_check = verify_gradient(
         model,
         images.x.to(device),
         images.y.to(device),
         noise,
-        loss=options["loss"],
         approximations=others,
     )
     if options["as_json"]:
-        click.echo(json.dumps(certificate.record(), indent=2))
+        click.echo(json.dumps(gradient_check.record(), indent=2))
     else:
-        show_certificate(certificate)
-    return 0 if certificate.passed else 1
+        show_gradient_check(gradient_check)
+    return 0 if gradient_check.passed else 1

@@ -1,17 +1,17 @@
 """Evaluation: certified gradients, fresh draws, intervals, checks and the card."""
 
-from depure.evaluation.certificate import Agreement, Certificate, verify_gradient
 from depure.evaluation.checks import Check
+from depure.evaluation.gradient_check import Agreement, GradientCheck, verify_gradient
 from depure.evaluation.run import Evaluation, Result, evaluate
 from depure.evaluation.saved import Saved, judge_file, read_saved
 from depure.evaluation.statistics import Estimate
 
 __all__ = [
     "Agreement",
-    "Certificate",
     "Check",
     "Estimate",
     "Evaluation",
+    "GradientCheck",
     "Result",
     "Saved",
     "evaluate",

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 
 from depure.evaluation import statistics
-from depure.evaluation.certificate import Certificate
 from depure.evaluation.checks import Check
 from depure.evaluation.cost import Cost
 from depure.evaluation.fitting import Fitting
+from depure.evaluation.gradient_check import GradientCheck
 from depure.evaluation.record import SCHEMA, versions
 from depure.evaluation.shards import Shard
 from depure.files import read_json, write_json
@@ -76,7 +76,7 @@ def budget_of(shard: Shard) -> dict[str, list[float]]:
 def card_of(
     description: dict[str, Any],
     shard: Shard,
-    certificate: Certificate,
+    gradient_check: GradientCheck,
     checks: list[Check],
     cost: Cost,
     *,
@@ -95,7 +95,7 @@ def card_of(
         "results": results_of(shard),
         "trace": trace_of(shard),
         "budget": budget_of(shard),
-        "certificate": certificate.record(),
+        "gradient_check": gradient_check.record(),
         "checks": [asdict(c) for c in checks],
         "cost": {
             "denoiser_calls": cost.denoiser_calls,

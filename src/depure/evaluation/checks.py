@@ -16,7 +16,7 @@ from depure.attacks.expected import distinct_draws
 from depure.attacks.journal import journal
 from depure.data.images import Images
 from depure.evaluation import statistics
-from depure.evaluation.certificate import Certificate
+from depure.evaluation.gradient_check import GradientCheck
 from depure.evaluation.shards import Shard, base_noise, logits_of, predict
 from depure.noise import Noise
 from depure.purify.base import Identity
@@ -78,11 +78,11 @@ class Trial:
         return (labels == images.y[:, None]).numpy()
 
 
-def cheap_checks(trial: Trial, shard: Shard, certificate: Certificate) -> list[Check]:
+def cheap_checks(trial: Trial, shard: Shard, gradient_check: GradientCheck) -> list[Check]:
     """Checks that need no further attack; of a trace, those that it can answer."""
     heard = trial.attack.heard
     return [
-        _gradient(certificate),
+        _gradient(gradient_check, needed=trial.attack.needs_gradient),
         _randomness(trial),
         _logits(trial),
         _ball(trial, shard),
@@ -153,18 +153,21 @@ def _compare(name: str, what: str, gain: statistics.Estimate, n: int) -> Check:
     return Check(name, "pass", text + doubt)
 
 
-def _gradient(certificate: Certificate) -> Check:
-    own = certificate.rows[0] if certificate.rows else None
-    if own is not None and not certificate.passed and not own.exact:
+def _gradient(gradient_check: GradientCheck, *, needed: bool) -> Check:
+    own = gradient_check.rows[0] if gradient_check.rows else None
+    if own is not None and not gradient_check.passed and not own.exact:
         text = (
             f"approximate by choice of backprop: cosine {own.cosine:.3f}, "
             f"{100 * own.sign_agreement:.0f} % of signs agree with the exact gradient"
             if own.cosine == own.cosine
             else f"approximate by choice; no exact gradient to compare with, finite differences "
-            f"are off by {certificate.finite_difference_error:.1e}"
+            f"are off by {gradient_check.finite_difference_error:.1e}"
         )
         return Check("gradient", "warn", text)
-    return Check("gradient", "pass" if certificate.passed else "fail", certificate.verdict)
+    if not gradient_check.passed and not needed:
+        text = f"this attack asks for no gradient, but others would. {gradient_check.verdict}"
+        return Check("gradient", "warn", text)
+    return Check("gradient", "pass" if gradient_check.passed else "fail", gradient_check.verdict)
 
 
 def _randomness(trial: Trial) -> Check:

@@ -14,11 +14,12 @@ import torch
 from depure.attacks.base import Attack
 from depure.data.images import Images
 from depure.evaluation.card import card_of, keep_card
-from depure.evaluation.certificate import Certificate, check_labels, verify_gradient
 from depure.evaluation.checks import Check, Trial, cheap_checks, costly_checks
 from depure.evaluation.cost import Cost, peak_memory
 from depure.evaluation.examples import write_examples
 from depure.evaluation.fitting import Fitting
+from depure.evaluation.gradient_check import GradientCheck, check_labels, verify_gradient
+from depure.evaluation.gradient_check.key import key_of
 from depure.evaluation.memory import plan_chunk
 from depure.evaluation.record import describe, differences, packages, refuse_other
 from depure.evaluation.shards import Shard, base_noise, compute_shard, shard_name
@@ -26,7 +27,7 @@ from depure.evaluation.statistics import Estimate
 from depure.files import locked, sweep
 from depure.pieces import Pieces, identity, read_config, write_config
 from depure.purify.defended import Defended
-from depure.rows import Chunk
+from depure.rows import Chunk, rows_at_once
 from depure.threat import Threat
 
 Progress = Callable[[float, int], None]  # images done (in fractions), images in all
@@ -120,7 +121,7 @@ class Evaluation:
         """The files of this run, which `prepare` has begun."""
         return Pieces(self.folder, read_config(self.folder / "config.json")[1])
 
-    def prepare(self) -> Certificate:
+    def prepare(self) -> GradientCheck:
         """Make or re-open the folder and certify the gradient.
 
         Raises:
@@ -144,11 +145,12 @@ class Evaluation:
             else:
                 self._begin(config)
         (self.folder / "shards").mkdir(parents=True, exist_ok=True)
-        certificate = self.fitting().run(self._certificate)
-        own = certificate.rows[0] if certificate.rows else None
-        if not certificate.passed and (own is None or own.exact):
-            raise ValueError(f"this defence cannot be evaluated as it is. {certificate.verdict}")
-        return certificate
+        gradient_check = self.fitting().run(self._gradient_check)
+        own = gradient_check.rows[0] if gradient_check.rows else None
+        refused = not gradient_check.passed and (own is None or own.exact)
+        if refused and self.attack.needs_gradient:
+            raise ValueError(f"this defence cannot be evaluated as it is. {gradient_check.verdict}")
+        return gradient_check
 
     def _begin(self, config: Path) -> None:
         """Say what run this is; shards may lie there already if they are this very run's."""
@@ -173,16 +175,21 @@ class Evaluation:
     def _checks_path(self) -> Path:
         return self.folder / f"checks-{self.check_images}.json"
 
-    def _certificate(self) -> Certificate:
-        path = self.folder / "certificate.json"
-        if path.exists():
-            return Certificate.of_record(self._pieces.read_json(path.name), path)
-        some = self.images[slice(0, 2)]
-        noise = base_noise(self.model, some.index, self.threat, self.seed).fold("certificate")
+    def _gradient_check(self) -> GradientCheck:
+        path, some = self.folder / "gradient_check.json", self.images[slice(0, 2)]
+        chunk = rows_at_once(some.x, self.batch)
+        key = key_of(self.model, self.description(), chunk)
+        known = self._pieces.read_json(path.name) if path.exists() else {}
+        if known.pop("key", None) == key:
+            return GradientCheck.of_record(known, path)
         device = self._device()
-        certificate = verify_gradient(self.model, some.x.to(device), some.y.to(device), noise)
-        self._pieces.write_json(path.name, certificate.record())
-        return certificate
+        noise = base_noise(self.model, some.index, self.threat, self.seed).fold("gradient check")
+        found = verify_gradient(
+            self.model, some.x.to(device), some.y.to(device), noise, ball=self.threat.ball,
+            chunk=chunk,
+        )  # fmt: skip
+        self._pieces.write_json(path.name, {**found.record(), "key": key})
+        return found
 
     def compute(self, part: tuple[int, int] = (0, 1), progress: Progress | None = None) -> None:
         """Compute the missing shards whose number is part[0] modulo part[1], skipping done ones.
@@ -283,12 +290,12 @@ class Evaluation:
             self._device(), self.folder if self.remember else None, self._pieces.run,
         )  # fmt: skip
         fitting = self.fitting()
-        certificate = fitting.run(self._certificate)
-        checks = fitting.run(partial(self._checks, trial, shard, certificate))
+        gradient_check = fitting.run(self._gradient_check)
+        checks = fitting.run(partial(self._checks, trial, shard, gradient_check))
         checks += fitting.checks()
         fitting.run(partial(write_examples, self._pieces, trial, shard))
         card = card_of(
-            self.description(), shard, certificate, checks, cost,
+            self.description(), shard, gradient_check, checks, cost,
             title=self.title or _title(self.model, self.threat), command=self.command,
             memory=peak_memory(self._device()), fitting=fitting, device=self._device(),
         )  # fmt: skip
@@ -297,10 +304,10 @@ class Evaluation:
             memory.unlink(missing_ok=True)  # of shards and checks that are there
         return Result(card, shard, self.folder)
 
-    def _checks(self, trial: Trial, shard: Shard, certificate: Certificate) -> list[Check]:
+    def _checks(self, trial: Trial, shard: Shard, gradient_check: GradientCheck) -> list[Check]:
         path = self._checks_path()
         if not path.exists():
-            checks = cheap_checks(trial, shard, certificate)
+            checks = cheap_checks(trial, shard, gradient_check)
             if self.check_images:
                 checks += costly_checks(trial, shard, self.check_images)
             self._pieces.write_json(path.name, {"checks": [asdict(c) for c in checks]})

@@ -232,7 +232,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     approximate = [
         i
         for i, run in enumerate(runs, 1)
-        if run.certificate.rows and not run.certificate.rows[0].exact
+        if run.gradient_check.rows and not run.gradient_check.rows[0].exact
     ]
     if approximate:
         which = "Run {} was" if len(approximate) == 1 else "Runs {} were"

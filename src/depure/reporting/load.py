@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from depure.evaluation.card import check_card
-from depure.evaluation.certificate import Agreement, Certificate
 from depure.evaluation.checks import Check
 from depure.evaluation.examples import EXAMPLES
+from depure.evaluation.gradient_check import Agreement, GradientCheck
 from depure.evaluation.record import SCHEMA
 from depure.evaluation.shards import Shard, shard_name
 from depure.evaluation.statistics import Estimate
@@ -62,7 +62,7 @@ class Run:
     clean: Accuracies
     robust: Accuracies
     effect: Estimate
-    certificate: Certificate
+    gradient_check: GradientCheck
     checks: tuple[Check, ...]
     tables: Tables | None
     purified: dict[str, Tensor]  # "clean", "adversarial": (m, C, H, W)
@@ -135,7 +135,7 @@ def load_run(folder: str | Path) -> Run:
             clean=Accuracies.of(results["clean"]),
             robust=Accuracies.of(results["robust"]),
             effect=Estimate(**results["effect"]),
-            certificate=_certificate(card["certificate"]),
+            gradient_check=_gradient_check(card["gradient_check"]),
             checks=tuple(Check(**c) for c in card["checks"]),
             tables=_tables(pieces, int(results["images"])),
             purified=_purified(pieces),
@@ -168,9 +168,9 @@ def _card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def _certificate(data: dict[str, Any]) -> Certificate:
+def _gradient_check(data: dict[str, Any]) -> GradientCheck:
     rows = tuple(Agreement(**row) for row in data["rows"])
-    return Certificate(**{**data, "rows": rows})
+    return GradientCheck(**{**data, "rows": rows})
 
 
 def _tables(pieces: Pieces, images: int) -> Tables | None:

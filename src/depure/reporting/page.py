@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from depure.evaluation.certificate import Agreement
+from depure.evaluation.gradient_check import Agreement
 from depure.evaluation.statistics import Estimate
 from depure.reporting import words
 from depure.reporting.load import Run
@@ -55,7 +55,7 @@ def render_page(run: Run, title: str = "") -> str:
         budget_svg=budget_svg(run),
         loss=_loss_name(run),
         strip=strip(run),
-        certificate=certificate_rows(run),
+        gradient_check=gradient_rows(run),
         costs=cost_rows(run),
         groups=_groups(run),
         versions=run.card["run"]["versions"],
@@ -118,23 +118,25 @@ def facts(run: Run) -> list[Fact]:
 
 
 def _gradient_fact(run: Run) -> Fact:
-    certificate = run.certificate
-    error = words.magnitude(certificate.finite_difference_error)
-    if certificate.passed:
+    gradient_check = run.gradient_check
+    error = words.magnitude(gradient_check.finite_difference_error)
+    if gradient_check.passed:
         return Fact(
             "pass",
             f"The gradient that an attack gets is that of the defence (finite differences agree "
             f"to a relative error of {error}).",
-            "certificate",
+            "gradient_check",
         )
-    if certificate.rows and not certificate.rows[0].exact:
+    if gradient_check.rows and not gradient_check.rows[0].exact:
         return Fact(
             "warn",
             "The attack used an approximate gradient, by choice: one with the exact gradient may "
             "take more.",
-            "certificate",
+            "gradient_check",
         )
-    return Fact("fail", "The gradient of the defence is broken: do not quote this.", "certificate")
+    return Fact(
+        "fail", "The gradient of the defence is broken: do not quote this.", "gradient_check"
+    )
 
 
 def _checks_fact(run: Run) -> Fact:
@@ -207,7 +209,7 @@ def budget_svg(run: Run) -> Markup:
     return Markup(figures.svg(figure, "budget", "Accuracy against calls of the defence"))
 
 
-def certificate_rows(run: Run) -> list[tuple[str, str, str, str, str]]:
+def gradient_rows(run: Run) -> list[tuple[str, str, str, str, str]]:
     """Name, relative error, cosine, sign agreement, and what it claims to be."""
 
     def row(a: Agreement) -> tuple[str, str, str, str, str]:
@@ -222,7 +224,7 @@ def certificate_rows(run: Run) -> list[tuple[str, str, str, str, str]]:
             "exact" if a.exact else "approximate",
         )
 
-    return [row(a) for a in run.certificate.rows]
+    return [row(a) for a in run.gradient_check.rows]
 
 
 def cost_rows(run: Run) -> list[tuple[str, str, str, str]]:

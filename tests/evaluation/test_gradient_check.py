@@ -1,4 +1,4 @@
-"""The certificate passes exact gradients and refuses every kind of broken one."""
+"""The gradient check passes exact gradients and refuses every kind of broken one."""
 
 import pytest
 import torch
