@@ -52,7 +52,7 @@ def expected_grad(
     Images x draws are one long batch, run `chunk` rows at a time; neither the chunk nor the
     images beside an image change its result beyond float rounding. An open `journal` records it.
 
-    A row whose loss has lost its derivative to rounding (`vanished`) follows the gradient of the
+    A row with the right answer whose loss has lost its derivative to rounding (`vanished`) follows the gradient of the
     margin instead: a classifier that is sure of its answers would else look robust. The loss
     itself stays what it is. Draws without a finite answer count as fooled, and the averages of
     loss and gradient leave them out.
@@ -133,8 +133,12 @@ def _expected(
 
 
 def _raised(loss: Loss, logits: Tensor, y: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """What to differentiate, (B,): the loss, or the margin where its derivative vanished."""
-    lost = vanished(loss, logits, y)
+    """What to differentiate, (B,): the loss, or the margin where its derivative vanished.
+
+    Rows that are wrong already keep the loss: it may be flat there by design, as DLR is where the
+    label is third.
+    """
+    lost = vanished(loss, logits, y) & right(logits.detach(), labels)
     raised = loss(logits, y)
     return (torch.where(lost, margin(logits, labels), raised) if lost.any() else raised), lost
 

@@ -19,10 +19,12 @@ from depure.attacks.journal import journal
 from depure.data.images import Images
 from depure.evaluation import statistics
 from depure.evaluation.certificate import Certificate
+from depure.evaluation.neighbours import neighbours_matter
 from depure.evaluation.shards import Shard, base_noise, logits_of, predict
 from depure.noise import Noise
 from depure.purify.base import Identity
 from depure.purify.defended import Defended
+from depure.rows import rows_at_once
 from depure.threat import Threat
 
 Verdict = Literal["pass", "warn", "fail"]
@@ -86,6 +88,7 @@ def cheap_checks(trial: Trial, shard: Shard, certificate: Certificate) -> list[C
         _gradient(certificate),
         _randomness(trial),
         _logits(trial),
+        _neighbours(trial),
         _ball(trial, shard),
         _finite(shard),
         _answers(shard),
@@ -196,6 +199,22 @@ def _logits(trial: Trial) -> Check:
     if strange:
         return Check("logits", "warn", strange)
     return Check("logits", "pass", "outputs are logits; every part is in eval mode")
+
+
+def _neighbours(trial: Trial) -> Check:
+    some = trial.images[slice(0, 4)]
+    x = some.x.to(trial.device)
+    if rows_at_once(x) > 1:
+        text = "an image's answer is the same whatever stands beside it"
+        return Check("neighbours", "pass", text)
+    noise = base_noise(trial.model, some.index, trial.threat, trial.seed).fold("neighbours")
+    if neighbours_matter(trial.model, x, noise, 4) is None:
+        return Check("neighbours", "pass", "attacked and judged one image at a time")
+    text = (
+        "answers depend on the images beside: attacked and judged one at a time, and the result "
+        "says nothing of batches"
+    )
+    return Check("neighbours", "warn", text)
 
 
 def _no_logits(out: Tensor) -> str | None:

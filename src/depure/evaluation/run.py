@@ -23,6 +23,7 @@ from depure.evaluation.checks import Check, Trial, cheap_checks, costly_checks
 from depure.evaluation.cost import Cost, peak_memory
 from depure.evaluation.fitting import Fitting
 from depure.evaluation.memory import plan_chunk
+from depure.evaluation.neighbours import check_neighbours
 from depure.evaluation.record import describe, differences
 from depure.evaluation.shards import Shard, base_noise, compute_shard
 from depure.evaluation.statistics import Estimate
@@ -118,7 +119,7 @@ class Evaluation:
 
         Raises:
             ValueError: if the folder holds a run of another configuration, a setting does not
-                fit, or the defence's gradient is broken.
+                fit, the defence's gradient is broken, or its answers depend on the images beside.
         """
         if min(self.draws, self.shard_size, self.batch) < 1:
             raise ValueError(
@@ -144,11 +145,18 @@ class Evaluation:
             )
         (self.folder / "shards").mkdir(parents=True, exist_ok=True)
         write_json(config, description)
+        self.fitting().run(self._neighbours)
         certificate = self.fitting().run(self._certificate)
         own = certificate.rows[0] if certificate.rows else None
         if not certificate.passed and (own is None or own.exact):
             raise ValueError(f"this defence cannot be evaluated as it is. {certificate.verdict}")
         return certificate
+
+    def _neighbours(self) -> None:
+        some = self.images[slice(0, 4)]
+        noise = base_noise(self.model, some.index, self.threat, self.seed).fold("neighbours")
+        x = some.x.to(self._device())
+        check_neighbours(self.model, x, noise, rows_at_once(x, self.batch))
 
     def _certificate(self) -> Certificate:
         path = self.folder / "certificate.json"
@@ -302,7 +310,8 @@ def evaluate(
         seed: of all randomness.
         out: run folder; a temporary one, deleted at the end, if omitted.
         shard_size: images per shard, attacked together; a stopped one goes on inside.
-        batch: most rows of a forward pass. How many there are follows from the work of a row and
+        batch: most rows of a forward pass; 1 judges a defence whose answers depend on the images
+            beside (refused otherwise) one image at a time. How many there are follows from the work of a row and
             from `memory_limit`, is kept in `out` and changes nothing but rounding.
         memory_limit: bytes that gradients may take; None: the purifier's own limit, or 1 GiB (half
             of the free memory on a GPU). Where memory runs out all the same, the run goes on with
@@ -314,7 +323,7 @@ def evaluate(
         progress: called with images done (in fractions, while attacking) and images in all.
 
     Raises:
-        ValueError: for a broken gradient, a run folder of another configuration, a damaged
+        ValueError: for a broken gradient, answers that depend on the images beside, a run folder of another configuration, a damaged
             shard or settings that do not fit.
     """
     with tempfile.TemporaryDirectory(prefix="depure-") as temporary:

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import comb, ndtri, stdtrit
 
+from depure.answers import NOBODY
+
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -77,7 +79,7 @@ def majority_of_k(
     """Accuracy of the plurality vote over k fresh draws; a tie for first place counts as wrong.
 
     `predictions` is int (n_images, n_draws), n_draws <= 1000, `labels` int (n_images,); a
-    prediction below 0 (no finite answer) is a vote for nobody. Item
+    prediction of -1 (no finite answer) is a vote for nobody. Item
     k - 1 of the answer is for k = 1..n_draws. An image counts the share of its k-subsets of
     draws whose vote is won by the label: exact (multivariate hypergeometric), not resampled,
     and unbiased. At k = n_draws it is the plain vote over all draws. Between two classes only
@@ -188,7 +190,7 @@ def _profiles(votes: Ints, truth: Ints) -> Ints:
     group[:, 1:] = np.cumsum(ordered[:, 1:] != ordered[:, :-1], axis=1)
     group += np.arange(images)[:, None] * draws
     own = (ordered == truth[:, None]).sum(axis=1)
-    rival = (ordered != truth[:, None]) & (ordered >= 0)
+    rival = (ordered != truth[:, None]) & (ordered != NOBODY)
     counts = np.bincount(group[rival], minlength=images * draws).reshape(images, draws)
     counts = -np.sort(-counts, axis=1)
     return np.concatenate([own[:, None], counts[:, counts.any(axis=0)]], axis=1)
