@@ -52,9 +52,9 @@ def expected_grad(
     Images x draws are one long batch, run `chunk` rows at a time; neither the chunk nor the
     images beside an image change its result beyond float rounding. An open `journal` records it.
 
-    A row with the right answer whose loss has lost its derivative to rounding (`vanished`) follows the gradient of the
-    margin instead: a classifier that is sure of its answers would else look robust. The loss
-    itself stays what it is. Draws without a finite answer count as fooled, and the averages of
+    A row with the right answer whose loss has lost its derivative to rounding (`vanished`)
+    follows the gradient of the margin instead: a classifier that is sure of its answers would
+    else look robust. The loss itself stays what it is. Draws without a finite answer count as fooled, and the averages of
     loss and gradient leave them out.
 
     Args:

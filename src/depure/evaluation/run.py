@@ -311,8 +311,8 @@ def evaluate(
         out: run folder; a temporary one, deleted at the end, if omitted.
         shard_size: images per shard, attacked together; a stopped one goes on inside.
         batch: most rows of a forward pass; 1 judges a defence whose answers depend on the images
-            beside (refused otherwise) one image at a time. How many there are follows from the work of a row and
-            from `memory_limit`, is kept in `out` and changes nothing but rounding.
+            beside (refused otherwise) one image at a time. How many there are follows from the
+            work of a row and from `memory_limit`, is kept in `out` and changes only rounding.
         memory_limit: bytes that gradients may take; None: the purifier's own limit, or 1 GiB (half
             of the free memory on a GPU). Where memory runs out all the same, the run goes on with
             half of the rows, and says so.
@@ -323,8 +323,8 @@ def evaluate(
         progress: called with images done (in fractions, while attacking) and images in all.
 
     Raises:
-        ValueError: for a broken gradient, answers that depend on the images beside, a run folder of another configuration, a damaged
-            shard or settings that do not fit.
+        ValueError: for a broken gradient, answers that depend on the images beside, a run folder of
+            another configuration, a damaged shard or settings that do not fit.
     """
     with tempfile.TemporaryDirectory(prefix="depure-") as temporary:
         run = Evaluation(
