@@ -115,8 +115,12 @@ def test_a_choice_on_one_lucky_draw_would_mislead():
     assert (reached(1) < 0.6).float().mean() > 0.3  # the trap is there
 
 
+def seen_with(grad, loss, accuracy, finite):
+    return Expected(grad, loss, accuracy, finite, torch.zeros_like(accuracy), ~finite)
+
+
 def test_accuracy_comes_before_loss_and_loss_before_nothing():
-    """1 has the lowest accuracy; 2 ties, with more loss; NaN and inf never win; 6 has only loss."""
+    """4 has the lowest accuracy, with no loss to go back to; inf ties and does not win."""
     x = torch.zeros(1, 1, 1, 1)
     climb = Climb(Linf(1.0), x, x)
     seen = [(0.5, 9.0), (0.4, 1.0), (0.4, 2.0), (0.4, 1.5), (0.0, torch.nan), (0.0, torch.inf)]
@@ -124,8 +128,8 @@ def test_accuracy_comes_before_loss_and_loss_before_nothing():
     for number, (accuracy, loss) in enumerate(seen):
         climb.here = torch.full_like(x, float(number))
         finite = torch.tensor([number != 0])
-        climb.note(Expected(x, torch.tensor([loss]), torch.tensor([accuracy]), finite))
-    assert climb.found.item() == 2.0
+        climb.note(seen_with(x, torch.tensor([loss]), torch.tensor([accuracy]), finite))
+    assert climb.found.item() == 4.0
     assert climb.best.item() == 6.0  # 0 has more loss but no gradient to go back to
 
 
@@ -288,9 +292,9 @@ def test_momentum_does_not_carry_an_image_whose_gradient_broke():
     x = torch.full((2, 1, 1, 1), 0.5)
     climb = Climb(Linf(0.4), x, x)
     one, good = torch.ones(2), torch.tensor([True, True])
-    climb.note(Expected(torch.ones_like(x), one, one, good))
+    climb.note(seen_with(torch.ones_like(x), one, one, good))
     climb.move(x + 0.1)
-    climb.note(Expected(torch.zeros_like(x), 2.0 * one, one, torch.tensor([True, False])))
+    climb.note(seen_with(torch.zeros_like(x), 2.0 * one, one, torch.tensor([True, False])))
     climb.move(x + 0.2)
     torch.testing.assert_close(climb.here.flatten(), torch.tensor([0.7, 0.6]))
     climb.go_back(torch.tensor([False, True]))  # to its last point with a gradient

@@ -200,7 +200,8 @@ def test_a_non_finite_gradient_leaves_that_image_in_place():
 def test_parameters_without_a_finite_gradient_rest_whatever_the_penalty():
     def measure(i, images):  # each iterate better than the last, one image without a gradient
         loss = torch.full((2,), float(i), dtype=DOUBLE)
-        return Expected(0 * images, loss, 0 * loss, torch.tensor([True, False]))
+        finite = torch.tensor([True, False])
+        return Expected(0 * images, loss, 0 * loss, finite, 0 * loss, ~finite)
 
     search = Search(
         lambda p: p,

@@ -150,11 +150,8 @@ def whole(tmp_path_factory):
 
 
 PIECES = (
-    "shards/00002.safetensors",
-    "checks-4.json",
-    "gradient_check.json",
-    "examples.safetensors",
-)
+    "shards/00002.safetensors", "checks-4.json", "gradient_check.json", "examples.safetensors",
+)  # fmt: skip
 
 
 def again(images, out, **changes):

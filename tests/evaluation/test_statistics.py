@@ -200,7 +200,9 @@ def test_any_of_n_equals_all_subsets(draws):
 
 
 def vote(predictions: np.ndarray, label: int) -> bool:
-    ranked = Counter(predictions.tolist()).most_common()
+    ranked = Counter(p for p in predictions.tolist() if p != -1).most_common()
+    if not ranked:
+        return False
     return ranked[0][0] == label and (len(ranked) == 1 or ranked[1][1] < ranked[0][1])
 
 
@@ -211,6 +213,7 @@ def test_majority_of_k_equals_all_subsets(draws, classes):
     labels = rng.choice(names, 10)
     predictions = rng.choice(names, (10, draws))
     predictions = np.where(rng.random((10, draws)) < 0.35, labels[:, None], predictions)
+    predictions = np.where(rng.random((10, draws)) < 0.1, -1, predictions)  # not answered
     found = majority_of_k(predictions, labels)
     assert len(found) == draws
     for k, estimate in enumerate(found, start=1):

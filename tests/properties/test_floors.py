@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "depure"
 # inside F4 the evaluation below the analysis.
 FLOORS = {
     "files": -1,
+    "answers": 0,
     "noise": 0,
     "rows": 0,
     "types": 0,

@@ -136,6 +136,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             torch.arange(images), y, x, x_adv,
             votes(y, draws, 0.95, generator), votes(y, draws, robust, generator),
             loss, 1 - loss / 4, torch.ones(images, iterations, dtype=torch.bool),
+            torch.zeros(images, iterations), torch.zeros(images, iterations, dtype=torch.bool),
             *budget,
         )  # fmt: skip
         folder = tmp_path / name

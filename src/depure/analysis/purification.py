@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from depure.analysis.common import begin, check_counts, device_of, join, slices, tag
 from depure.analysis.store import Array, Arrays, Cells
 from depure.analysis.trajectories import Route, path_of, settings_of
+from depure.answers import right
 from depure.attacks.pgd import PGD
 from depure.data.images import Images
 from depure.diffusion.chain import Chain
@@ -251,12 +252,12 @@ class _Pair:
         def measure(x: Tensor, x_adv: Tensor, at: Tensor, noise: Noise) -> Arrays:
             clean, adv = purifier(x, noise), purifier(x_adv, noise)
             y = self.few.y[at].to(x.device)
-            right = [(self.model.classifier(i).argmax(1) == y).double() for i in (clean, adv)]
+            correct = [right(self.model.classifier(i), y).double() for i in (clean, adv)]
             size = _norm(x_adv - x)
             left = torch.where(size > 0, _norm(adv - clean) / size, torch.nan)
             return {
-                "accuracy_clean": right[0].cpu().numpy(),
-                "accuracy_attacked": right[1].cpu().numpy(),
+                "accuracy_clean": correct[0].cpu().numpy(),
+                "accuracy_attacked": correct[1].cpu().numpy(),
                 "grid_removed": removed(x, x_adv, clean, adv),
                 "grid_damage": _norm(clean - x).cpu().numpy(),
                 "grid_left": left.cpu().numpy(),

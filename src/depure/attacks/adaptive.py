@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from depure.answers import mean_of
 from depure.attacks.base import (
     Attack,
     Heard,
@@ -71,6 +72,11 @@ class StandIn(Attack):
     def heard(self) -> Heard:
         """The attack on the source."""
         return elsewhere(self.attack)
+
+    @property
+    def needs_gradient(self) -> bool:
+        """No: it asks the source for gradients, and the defence for answers."""
+        return False
 
     @property
     def iterations(self) -> int:
@@ -218,11 +224,13 @@ class DiffHammer(_Walk):
                 LOSSES["margin"], rows, 1, chunk=self.chunk,
             )  # fmt: skip
             grads = each.grad.view(len(x), draws, *x.shape[1:])
+            loss, answer = each.loss.view(-1, draws), each.finite.view(-1, draws)
             seen = Expected(
-                grads.mean(1), each.loss.view(-1, draws).mean(1),
-                each.accuracy.view(-1, draws).mean(1), each.finite.view(-1, draws).all(1),
+                grads.mean(1), mean_of(loss, loss.isfinite()),
+                each.accuracy.view(-1, draws).mean(1), answer.any(1),
+                each.followed.view(-1, draws).mean(1), each.flat.view(-1, draws).all(1),
             )  # fmt: skip
-            weights = self.weights(grads, each.loss.view(-1, draws), ball, step)
+            weights = self.weights(grads, loss.nan_to_num(), ball, step)
             share = (i + 1.0) ** -self.forget if self.forget else 1.0
             new = share * weighted(grads, weights) + (1.0 - share) * past
             past = pick(seen.finite, new, past)

@@ -12,6 +12,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from depure.answers import answered, mean_of, right
 from depure.attacks.base import Attack, Heard, Watch, beginning
 from depure.attacks.climb import Climb, Control, Halving, Sparse, better, pick, wide
 from depure.attacks.expected import (
@@ -235,15 +236,16 @@ class _Task:
         logits = self.logits(x, self.noise.fold("apgd judge"), max(self.attack.eot, JUDGE_DRAWS))
         labels = self.y[:, None].expand(logits.shape[:2]).flatten()
         loss = LOSSES[self.attack.loss](logits.flatten(0, 1), labels).view(logits.shape[:2])
-        accuracy = (logits.argmax(2) == self.y[:, None]).to(x.dtype)
-        return _Proposals(x, accuracy.mean(1), loss.mean(1))
+        accuracy = right(logits, self.y[:, None]).to(x.dtype)
+        return _Proposals(x, accuracy.mean(1), mean_of(loss, answered(logits)))
 
     def aims(self) -> list[Tensor]:
         """What each series of runs hands to its loss: the labels, or pairs of label and target."""
         wanted = self.attack.targets
         if wanted == 0:
             return [self.y]
-        logits = self.logits(self.x, self.noise.fold("apgd target"), self.attack.eot).mean(1)
+        logits = self.logits(self.x, self.noise.fold("apgd target"), self.attack.eot)
+        logits = mean_of(logits, answered(logits))
         classes = logits.shape[1]
         if wanted > classes - 1:
             raise ValueError(

@@ -125,7 +125,7 @@ class FixedAutoAttack(Cascade):
         return case.score(points, case.noise.fold("fixed", stage), self.evals, self.chunk)
 
     def _better(self, new: Score, old: Score) -> Tensor:
-        return new.margin.isfinite() & (new.accuracy < old.accuracy)
+        return new.accuracy < old.accuracy
 
     def _broken(self, case: Case, points: Tensor, score: Score, stage: int) -> Tensor:
         return score.accuracy == 0
@@ -150,6 +150,11 @@ class Transfer(Attack):
     def heard(self) -> Heard:
         """The attack on the classifier."""
         return elsewhere(self.attack)
+
+    @property
+    def needs_gradient(self) -> bool:
+        """No: it asks the classifier for gradients, and the defence for nothing."""
+        return False
 
     @property
     def iterations(self) -> int:

@@ -14,9 +14,9 @@ _MOMENTUM = 0.75  # share of the new step (alpha in the paper); the rest repeats
 
 
 def better(accuracy: Tensor, loss: Tensor, old_accuracy: Tensor, old_loss: Tensor) -> Tensor:
-    """Lower accuracy, or the same and a higher loss; never where the loss is not finite."""
+    """Lower accuracy, or the same and a higher loss, if that is finite."""
     higher = ~(old_loss >= loss)  # also where the old one is NaN
-    return loss.isfinite() & ((accuracy < old_accuracy) | ((accuracy == old_accuracy) & higher))
+    return (accuracy < old_accuracy) | ((accuracy == old_accuracy) & higher & loss.isfinite())
 
 
 def pick(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -88,6 +88,11 @@ class Cascade(Attack):
         """Whether the best so far is good enough to leave before member `stage`, (B,) bool."""
 
     @property
+    def needs_gradient(self) -> bool:
+        """Whether a member does."""
+        return any(member.needs_gradient for member in self.members)
+
+    @property
     def iterations(self) -> int:
         """How often `watch` is called: by the members, and before and after them."""
         return sum(calls_of_watch(m) for m in self.members) + 2
@@ -151,7 +156,7 @@ class Cascade(Attack):
         if len(rows):
             score = best.score.of(rows)
             broken = self._broken(case.of(rows), best.x[rows], score, number)
-            best.gone = best.gone.index_copy(0, rows, broken & score.margin.isfinite())
+            best.gone = best.gone.index_copy(0, rows, broken)
         return (~best.gone).nonzero()[:, 0]
 
     def _attack(self, part: Case, rows: Tensor, number: int, best: _Best, trace: _Trace) -> None:
@@ -236,7 +241,7 @@ class Ensemble(Cascade):
         fresh = few.noise.fold("ensemble leave", stage)
         sure = few.score(points[rows], fresh, self.judge_draws, self.chunk)
         right = (sure.accuracy * self.judge_draws).round()
-        return broken.index_copy(0, rows, (right <= self.most_right) & sure.margin.isfinite())
+        return broken.index_copy(0, rows, right <= self.most_right)
 
 
 @dataclass(eq=False)

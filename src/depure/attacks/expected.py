@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from depure.answers import answered, mean_of, right
 from depure.attacks.journal import recalled
-from depure.attacks.losses import Loss
+from depure.attacks.losses import Loss, margin, vanished
 from depure.attacks.model import Model, WithTerm
 from depure.noise import Noise
 from depure.rows import means, parts, rows_at_once
@@ -22,9 +23,11 @@ class Expected(NamedTuple):
     """Averages over the draws, per image."""
 
     grad: Tensor  # (B, C, H, W), of the averaged loss; zero where it was not finite
-    loss: Tensor  # (B,), with the further term of a `WithTerm`
+    loss: Tensor  # (B,), with the further term of a `WithTerm`; NaN if no draw was answered
     accuracy: Tensor  # (B,), share of draws with the right label
     finite: Tensor  # (B,) bool, whether the gradient was finite
+    followed: Tensor  # (B,), share of draws that followed the margin, see `expected_grad`
+    flat: Tensor  # (B,) bool, whether the gradient was zero in every pixel
 
 
 def distinct_draws(stages: tuple[str, ...], noise: Noise, draws: int) -> int:
@@ -48,6 +51,11 @@ def expected_grad(
 
     Images x draws are one long batch, run `chunk` rows at a time; neither the chunk nor the
     images beside an image change its result beyond float rounding. An open `journal` records it.
+
+    A row with the right answer whose loss has lost its derivative to rounding (`vanished`)
+    follows the gradient of the margin instead: a classifier that is sure of its answers would
+    else look robust. The loss itself stays what it is. Draws without a finite answer count as
+    fooled, and the averages of loss and gradient leave them out.
 
     Args:
         model: the defence; a `WithTerm` adds its term, draw by draw, to the loss.
@@ -89,7 +97,7 @@ def _expected(
     image = torch.arange(len(x), device=x.device).repeat_interleave(draws)
     blocks = parts(len(image), chunk)
 
-    outputs, terms = [], []
+    outputs, terms, sure = [], [], []
 
     def pull(part: slice, objective: Callable[[Tensor], Tensor]) -> Tensor:
         leaf = x[image[part]].detach().requires_grad_()
@@ -98,22 +106,41 @@ def _expected(
         (grad,) = torch.autograd.grad(objective(logits).sum() + term.sum(), leaf)
         outputs.append(logits.detach())
         terms.append(term.detach())
-        return grad
+        return grad.masked_fill(~answered(logits.detach()).view(-1, 1, 1, 1), 0.0)
+
+    def steep(logits: Tensor, part: slice) -> Tensor:
+        raised, lost = _raised(loss, logits, targets[part], truth[part])
+        sure.append(lost)
+        return raised
 
     if average == "gradients":
-        grad = means((pull(p, lambda z, p=p: loss(z, targets[p])) for p in blocks), draws)  # type: ignore[misc]
-        logits = torch.cat(outputs)
-        losses = _mean(loss(logits, targets), draws)
+        grad = means((pull(p, lambda z, p=p: steep(z, p)) for p in blocks), draws)  # type: ignore[misc]
+        logits, lost = torch.cat(outputs), torch.cat(sure).view(-1, draws)
+        known = answered(logits).view(-1, draws)
+        losses = mean_of(loss(logits, targets).view(-1, draws), known)
     else:
         with torch.no_grad():
             logits = torch.cat([model(x[image[p]], rows[p]) for p in blocks])
-        cotangent, losses = _of_mean_logits(loss, logits, y, draws)
+        known = answered(logits).view(-1, draws)
+        cotangent, losses, lost = _of_mean_logits(loss, logits, known, y, labels)
         grad = means((pull(p, lambda z, p=p: z * cotangent[p]) for p in blocks), draws)  # type: ignore[misc]
-    losses = losses + _mean(torch.cat(terms), draws)
-    finite = grad.flatten(1).isfinite().all(1)
+    losses = losses + mean_of(torch.cat(terms).view(-1, draws), known)
+    finite = grad.flatten(1).isfinite().all(1) & known.any(1)
     grad = torch.where(finite.view(-1, 1, 1, 1), grad, 0.0)
-    accuracy = _mean((logits.argmax(1) == truth).to(x.dtype), draws)
-    return Expected(grad, losses, accuracy, finite)
+    accuracy = _mean(right(logits, truth).to(x.dtype), draws)
+    flat = finite & (grad == 0).flatten(1).all(1)
+    return Expected(grad, losses, accuracy, finite, lost.to(x.dtype).mean(1), flat)
+
+
+def _raised(loss: Loss, logits: Tensor, y: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """What to differentiate, (B,): the loss, or the margin where its derivative vanished.
+
+    Rows that are wrong already keep the loss: it may be flat there by design, as DLR is where the
+    label is third.
+    """
+    lost = vanished(loss, logits, y) & right(logits.detach(), labels)
+    raised = loss(logits, y)
+    return (torch.where(lost, margin(logits, labels), raised) if lost.any() else raised), lost
 
 
 def _name(thing: object) -> str:
@@ -164,10 +191,16 @@ def _mean(rows: Tensor, draws: int) -> Tensor:
     return rows.view(-1, draws, *rows.shape[1:]).mean(1)
 
 
-def _of_mean_logits(loss: Loss, logits: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
-    """Derivative of the mean gradient-bearing loss by each row's logits, scaled for `_mean`."""
+def _of_mean_logits(
+    loss: Loss, logits: Tensor, known: Tensor, y: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the loss of the mean logits: derivative by each row's, value, whether it vanished.
+
+    The derivative is scaled for `_mean`; `known` (B, draws) says which draws were answered.
+    """
+    draws = known.shape[1]
     with torch.enable_grad():
-        centre = _mean(logits, draws).requires_grad_()
-        losses = loss(centre, y)
-        (slope,) = torch.autograd.grad(losses.sum(), centre)
-    return slope.repeat_interleave(draws, 0), losses.detach()
+        centre = mean_of(logits.view(*known.shape, -1), known).requires_grad_()
+        raised, lost = _raised(loss, centre, y, labels)
+        (slope,) = torch.autograd.grad(raised.sum(), centre)
+    return slope.repeat_interleave(draws, 0), loss(centre.detach(), y), lost[:, None]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from depure.answers import answered, mean_of, right
 from depure.attacks.base import Attack, Heard, Watch
 from depure.attacks.expected import Expected, expected_grad, sampled_logits
 from depure.attacks.halfspace import onto_plane
@@ -180,11 +181,9 @@ class _Problem:
         """Mean logits and the decision, on draws that are the same at every call."""
         noise = self.noise.fold("fab judge")
         logits = sampled_logits(self.model, point, noise, self.attack.eot, self.attack.chunk)
-        mean = logits.mean(1)
-        accuracy = (logits.argmax(2) == self.y[:, None]).to(mean.dtype).mean(1)
-        # A network that breaks down (NaN) has not been fooled.
-        adversarial = (accuracy < self.attack.below) & mean.isfinite().all(1)
-        return _Judged(mean, margin(mean, self.y), adversarial)
+        mean = mean_of(logits, answered(logits))
+        accuracy = right(logits, self.y[:, None]).to(mean.dtype).mean(1)
+        return _Judged(mean, margin(mean, self.y), accuracy < self.attack.below)
 
 
 def _run(problem: _Problem, rank: int, aim: Tensor, restart: int, best: _Best) -> _Best:

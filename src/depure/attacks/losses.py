@@ -70,6 +70,25 @@ def targeted(loss: Loss) -> Loss:
     return lambda logits, y: -loss(logits, y)
 
 
+def vanished(loss: Loss, logits: Tensor, y: Tensor) -> Tensor:
+    """Whether rounding has taken the loss's derivative by the logits (B, K) away, (B,) bool.
+
+    A loss that only differences of logits decide has derivatives that sum to zero. So they have
+    both signs, unless those of one sign were lost to rounding: the cross-entropy's by the label's
+    logit is p - 1, and 0 once the probability p of the label rounds to 1 (margins above about 17
+    in float32, 37 in float64). What is left, below the dtype's resolution, does not point away
+    from the label. False where the derivative is not finite.
+    """
+    if logits.shape[1] < 2:
+        return torch.zeros_like(y, dtype=torch.bool)
+    leaf = logits.detach().requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(loss(leaf, y).sum(), leaf)
+    low, high = slope.amin(1), slope.amax(1)
+    lost = (low >= 0) | (high <= 0)
+    return lost & (torch.maximum(-low, high) < torch.finfo(slope.dtype).eps)
+
+
 def _of(logits: Tensor, y: Tensor) -> Tensor:
     return logits.gather(1, y[:, None])[:, 0]
 

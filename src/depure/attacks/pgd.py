@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from depure.answers import answered, mean_of
 from depure.attacks.base import Attack, Watch, beginning, check_start
 from depure.attacks.expected import Average, expected_grad, sampled_logits
 from depure.attacks.losses import LOSSES, targeted
@@ -102,7 +103,8 @@ class PGD(Attack):
 
     def _targets(self, model: Model, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         noise = noise.fold("target")
-        mean = sampled_logits(model, x, noise, self.eot, self.chunk).mean(1)
+        logits = sampled_logits(model, x, noise, self.eot, self.chunk)
+        mean = mean_of(logits, answered(logits))
         if mean.shape[1] < 2:
             raise ValueError("a targeted attack needs at least 2 classes; the model has 1")
         worst = torch.inf if self.target == "least_likely" else -torch.inf

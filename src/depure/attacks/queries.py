@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from depure.answers import answered, mean_of, right
 from depure.attacks.expected import Expected, distinct_draws
 from depure.attacks.journal import recalled
 from depure.attacks.losses import margin
@@ -22,7 +23,8 @@ _BITS = 16  # signs made of one random number
 class Answer(NamedTuple):
     """Averages over the draws, for every image and candidate."""
 
-    margin: Tensor  # (B, N), of the best wrong logit over the label's: positive when wrong
+    margin: Tensor  # (B, N), of the best wrong logit over the label's: positive when wrong;
+    # over the draws that were answered, and infinite where none was
     accuracy: Tensor  # (B, N), share of draws with the right label
 
 
@@ -73,10 +75,11 @@ def _ask(
     for part in parts(len(place), rows_at_once(flat, chunk)):
         logits = model(flat[place[part]], rows[draw[part]])
         _check_classes(logits)
-        right = logits.argmax(1) == truth[part]
-        found.append(torch.stack([margin(logits, truth[part]), right]).to(points.dtype))
-    mean = torch.cat(found, 1).view(2, images, draws, candidates).mean(2)
-    return Answer(mean[0], mean[1])
+        numbers = (margin(logits, truth[part]), right(logits, truth[part]), answered(logits))
+        found.append(torch.stack(numbers).to(points.dtype))
+    ahead, correct, known = torch.cat(found, 1).view(3, images, draws, candidates)
+    ahead = mean_of(ahead, known.bool()).masked_fill(~known.bool().any(1), torch.inf)
+    return Answer(ahead, correct.mean(1))
 
 
 def is_random(model: Model, noise: Noise) -> bool:
@@ -97,7 +100,9 @@ def signs(noise: Noise, stage: str, like: Tensor) -> Tensor:
 def told(x: Tensor, loss: Tensor, accuracy: Tensor) -> Expected:
     """What an attack without gradients tells its watch; values are copied."""
     everywhere = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    return Expected(x.new_zeros(()).expand(x.shape), loss.clone(), accuracy.clone(), everywhere)
+    nothing = x.new_zeros(()).expand(x.shape)
+    followed = torch.zeros_like(accuracy)
+    return Expected(nothing, loss.clone(), accuracy.clone(), everywhere, followed, ~everywhere)
 
 
 def check_ball(attack: object, ball: Ball, supported: tuple[type[Ball], ...]) -> None:

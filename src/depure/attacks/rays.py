@@ -62,6 +62,11 @@ class RayS(Attack):
         check_counts(self, "steps", "eot")
         check_share("tolerance", self.tolerance)
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it asks for gradients: it asks for answers only."""
+        return False
+
     def __call__(
         self,
         model: Model,

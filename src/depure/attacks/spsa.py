@@ -79,6 +79,11 @@ class SPSA(Attack):
         if self.rule not in (None, *get_args(Rule)):
             raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}; got {self.rule!r}")
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it asks for gradients: it asks for answers only."""
+        return False
+
     def __call__(
         self,
         model: Model,

@@ -77,6 +77,11 @@ class Square(Attack):
             side = max(side, 3) // 2 * 2 + 1
         return min(side, height, width)
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it asks for gradients: it asks for answers only."""
+        return False
+
     def __call__(
         self,
         model: Model,

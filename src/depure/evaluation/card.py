@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from depure.answers import NOBODY, mean_of
 from depure.evaluation import statistics
 from depure.evaluation.checks import Check
 from depure.evaluation.cost import Cost
@@ -53,11 +55,39 @@ def _accuracies(predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> dict
     }
 
 
-def trace_of(shard: Shard) -> dict[str, list[float]]:
-    """Mean loss and mean accuracy at every attack iterate, over images and EoT draws."""
+def trace_of(shard: Shard) -> dict[str, list[float | None]]:
+    """Mean loss and mean accuracy at every attack iterate, over images and EoT draws.
+
+    The loss is that of the images where it is finite; None where there are none.
+    """
+    loss = shard.loss.double()
+    means = mean_of(loss.T, loss.T.isfinite()).tolist()
     return {
-        "loss": [round(v, 6) for v in shard.loss.double().mean(0).tolist()],
+        "loss": [round(v, 6) if isfinite(v) else None for v in means],
         "accuracy": [round(v, 6) for v in shard.accuracy.double().mean(0).tolist()],
+    }
+
+
+def answers_of(shard: Shard) -> dict[str, dict[str, int]]:
+    """Images and draws without a finite answer, which count as wrong, before and after."""
+    tables = {"clean": shard.clean == NOBODY, "adversarial": shard.adversarial == NOBODY}
+    return {
+        name: {"images": int(bad.any(1).sum()), "draws": int(bad.sum())}
+        for name, bad in tables.items()
+    }
+
+
+def gradients_of(shard: Shard) -> dict[str, float]:
+    """Shares of images at which, at some iterate of the attack, the gradient was not the loss's.
+
+    "followed_margin": the loss's was lost to rounding in at least one draw; "flat": it was zero
+    in every pixel, that of the margin too.
+    """
+    if not shard.flat.shape[1]:
+        return {"followed_margin": 0.0, "flat": 0.0}
+    return {
+        "followed_margin": round(float((shard.followed > 0).any(1).double().mean()), 6),
+        "flat": round(float(shard.flat.any(1).double().mean()), 6),
     }
 
 
@@ -93,6 +123,8 @@ def card_of(
         "command": command,
         "setting": description,
         "results": results_of(shard),
+        "not_answered": answers_of(shard),
+        "gradients": gradients_of(shard),
         "trace": trace_of(shard),
         "budget": budget_of(shard),
         "gradient_check": gradient_check.record(),

@@ -10,17 +10,21 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from depure.answers import NOBODY, answered
 from depure.attacks.base import Attack
 from depure.attacks.expected import distinct_draws
 from depure.attacks.journal import journal
 from depure.data.images import Images
 from depure.evaluation import statistics
 from depure.evaluation.gradient_check import GradientCheck
+from depure.evaluation.neighbours import neighbours_matter
 from depure.evaluation.shards import Shard, base_noise, logits_of, predict
 from depure.noise import Noise
 from depure.purify.base import Identity
 from depure.purify.defended import Defended
+from depure.rows import rows_at_once
 from depure.threat import Threat
 
 Verdict = Literal["pass", "warn", "fail"]
@@ -85,8 +89,11 @@ def cheap_checks(trial: Trial, shard: Shard, gradient_check: GradientCheck) -> l
         _gradient(gradient_check, needed=trial.attack.needs_gradient),
         _randomness(trial),
         _logits(trial),
+        _neighbours(trial),
         _ball(trial, shard),
         _finite(shard),
+        _answers(shard),
+        *_vanishing(shard),
         *(_rises(shard) if heard != "aims" else []),
         *(_moving_target(shard) if heard == "proposal" else []),
     ]
@@ -181,7 +188,7 @@ def _randomness(trial: Trial) -> Check:
     base = base_noise(trial.model, some.index, trial.threat, trial.seed)
     x = some.x.to(trial.device)
     a, b = (logits_of(trial.model, x, base.fold("check", i)) for i in (0, 1))
-    moved = float((a - b).abs().max())
+    moved = float((a - b).nan_to_num(0.0, 0.0, 0.0).abs().max())
     if moved > 0:
         text = f"random (logits move by up to {moved:.2g}): judged on {trial.draws} draws"
         return Check("randomness", "pass", text)
@@ -192,14 +199,41 @@ def _logits(trial: Trial) -> Check:
     some = trial.images[slice(0, 8)]
     base = base_noise(trial.model, some.index, trial.threat, trial.seed)
     out = logits_of(trial.model, some.x.to(trial.device), base.fold("check"))
-    sums_to_one = bool((out.sum(1) - 1).abs().max() < 1e-4 and out.min() >= 0)
-    if sums_to_one:
-        return Check(
-            "logits",
-            "warn",
-            "outputs look like probabilities: remove the softmax",
-        )
+    strange = _no_logits(out[answered(out)])
+    if strange:
+        return Check("logits", "warn", strange)
     return Check("logits", "pass", "outputs are logits; every part is in eval mode")
+
+
+def _neighbours(trial: Trial) -> Check:
+    some = trial.images[slice(0, 4)]
+    x = some.x.to(trial.device)
+    if rows_at_once(x) > 1:
+        text = "an image's answer is the same whatever stands beside it"
+        return Check("neighbours", "pass", text)
+    noise = base_noise(trial.model, some.index, trial.threat, trial.seed).fold("neighbours")
+    if neighbours_matter(trial.model, x, noise, 4) is None:
+        return Check("neighbours", "pass", "attacked and judged one image at a time")
+    text = (
+        "answers depend on the images beside: attacked and judged one at a time, and the result "
+        "says nothing of batches"
+    )
+    return Check("neighbours", "warn", text)
+
+
+def _no_logits(out: Tensor) -> str | None:
+    """What outputs (B, K) of several images are if not logits, in plain words; else None."""
+    if not len(out):
+        return "no output is finite: nothing can be said of them"
+    if ((out == out[:, :1]).all(1)).all() or (len(out) > 1 and (out == out[:1]).all()):
+        return "outputs are the same for every class or every image: the model tells nothing apart"
+    if out.min() < 0 or out.max() > 1:
+        return None
+    if ((out == 0) | (out == 1)).all():
+        return "outputs are all 0 or 1, decisions rather than logits: return what they were made of"
+    if (out.sum(1) - 1).abs().max() < 1e-4:
+        return "outputs look like probabilities: remove the softmax"
+    return "all outputs lie in [0, 1], as those of a sigmoid do: remove it if there is one"
 
 
 def _ball(trial: Trial, shard: Shard) -> Check:
@@ -218,12 +252,53 @@ def _finite(shard: Shard) -> Check:
     return Check("finite", "pass", "every gradient was finite")
 
 
+def _answers(shard: Shard) -> Check:
+    parts, draws = [], shard.clean.shape[1]
+    for name, labels in (("unattacked", shard.clean), ("attacked", shard.adversarial)):
+        bad = labels == NOBODY
+        if bad.any():
+            what = f"{int(bad.any(1).sum())} of {len(bad)} {name} images"
+            parts.append(f"{what} ({int(bad.sum())} of {bad.numel()} draws)" if draws > 1 else what)
+    if parts:
+        text = f"logits with NaN or infinity for {' and '.join(parts)}: counted as wrong"
+        return Check("answers", "warn", text)
+    return Check("answers", "pass", "every answer was finite")
+
+
+def _vanishing(shard: Shard) -> list[Check]:
+    """Whether the attack's loss had a gradient, and any loss had; nothing if none was asked for."""
+    if not shard.flat.shape[1]:
+        return []
+    images = len(shard.y)
+    flat, followed = (int((t > 0).any(1).sum()) for t in (shard.flat.byte(), shard.followed))
+    found = []
+    if followed:
+        text = (
+            f"the loss lost its gradient to rounding at {followed} of {images} images, which "
+            f"followed the gradient of the margin there"
+        )
+        verdict: Verdict = "warn" if followed > _MARGIN * images else "pass"
+        found.append(Check("vanishing loss", verdict, text))
+    if flat:
+        always = int(shard.flat.all(1).sum())
+        text = f"the gradient was zero in every pixel at {flat} of {images} images"
+        text += f", throughout the attack at {always}" if always else ""
+        cure = ": attack without gradients (Square) before you quote the number"
+        verdict = "fail" if 2 * always > images else "warn"
+        found.append(Check("zero gradient", verdict, text + cure))
+    return found
+
+
 def _rises(shard: Shard) -> list[Check]:
     if shard.loss.shape[1] < 2:
         return []
-    first, last = (float(shard.loss[:, i].mean()) for i in (0, -1))
+    known = shard.loss[:, [0, -1]].isfinite().all(1)
+    if not known.any():
+        return [Check("loss rises", "warn", "no image has a finite loss at both ends")]
+    loss = shard.loss[known]
+    first, last = (float(loss[:, i].mean()) for i in (0, -1))
     text = f"the attack's mean loss goes from {first:.3g} to {last:.3g}"
-    gain = (shard.loss[:, -1] - shard.loss[:, 0]).double()
+    gain = (loss[:, -1] - loss[:, 0]).double()
     if last > first:
         return [Check("loss rises", "pass", text)]
     error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else float("inf")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,16 @@ class Cost:
     denoiser_calls: int = 0
     classifier_calls: int = 0
     seconds: float = 0.0
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """The sum of several costs."""
+    several = list(costs)
+    return Cost(
+        sum(c.denoiser_calls for c in several),
+        sum(c.classifier_calls for c in several),
+        sum(c.seconds for c in several),
+    )
 
 
 @contextmanager

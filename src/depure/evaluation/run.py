@@ -15,12 +15,13 @@ from depure.attacks.base import Attack
 from depure.data.images import Images
 from depure.evaluation.card import card_of, keep_card
 from depure.evaluation.checks import Check, Trial, cheap_checks, costly_checks
-from depure.evaluation.cost import Cost, peak_memory
+from depure.evaluation.cost import peak_memory, total
 from depure.evaluation.examples import write_examples
 from depure.evaluation.fitting import Fitting
 from depure.evaluation.gradient_check import GradientCheck, check_labels, verify_gradient
 from depure.evaluation.gradient_check.key import key_of
 from depure.evaluation.memory import plan_chunk
+from depure.evaluation.neighbours import check_neighbours
 from depure.evaluation.record import describe, differences, packages, refuse_other
 from depure.evaluation.shards import Shard, base_noise, compute_shard, shard_name
 from depure.evaluation.statistics import Estimate
@@ -126,8 +127,8 @@ class Evaluation:
 
         Raises:
             ValueError: if the folder holds a run of another configuration, or one that other
-                versions began and did not finish; a setting does not fit, or the defence's
-                gradient is broken.
+                versions began and did not finish; a setting does not fit, the defence's
+                gradient is broken, or its answers depend on the images beside.
             OSError: if the folder cannot be written.
         """
         if min(self.draws, self.shard_size, self.batch) < 1:
@@ -145,6 +146,7 @@ class Evaluation:
             else:
                 self._begin(config)
         (self.folder / "shards").mkdir(parents=True, exist_ok=True)
+        self.fitting().run(self._neighbours)
         gradient_check = self.fitting().run(self._gradient_check)
         own = gradient_check.rows[0] if gradient_check.rows else None
         refused = not gradient_check.passed and (own is None or own.exact)
@@ -174,6 +176,12 @@ class Evaluation:
 
     def _checks_path(self) -> Path:
         return self.folder / f"checks-{self.check_images}.json"
+
+    def _neighbours(self) -> None:
+        some = self.images[slice(0, 4)]
+        noise = base_noise(self.model, some.index, self.threat, self.seed).fold("neighbours")
+        x = some.x.to(self._device())
+        check_neighbours(self.model, x, noise, rows_at_once(x, self.batch))
 
     def _gradient_check(self) -> GradientCheck:
         path, some = self.folder / "gradient_check.json", self.images[slice(0, 2)]
@@ -283,7 +291,7 @@ class Evaluation:
         names = [shard_name(i) for i in range(len(self.shard_paths()))]
         loaded = [Shard.load(self._pieces, name) for name in names]
         shard = Shard.join([s for s, _ in loaded])
-        cost = _total([c for _, c in loaded])
+        cost = total([c for _, c in loaded])
         draws = int(shard.clean.shape[1])
         trial = Trial(
             self.model, self.images, self.attack, self.threat, draws, self.seed, self.batch,
@@ -347,8 +355,9 @@ def evaluate(
         seed: of all randomness.
         out: run folder; a temporary one, deleted at the end, if omitted.
         shard_size: images per shard, attacked together; a stopped one goes on inside.
-        batch: most rows of a forward pass. How many there are follows from the work of a row and
-            from `memory_limit`, is kept in `out` and changes nothing but rounding.
+        batch: most rows of a forward pass; 1 judges a defence whose answers depend on the images
+            beside (refused otherwise) one image at a time. How many there are follows from the
+            work of a row and from `memory_limit`, is kept in `out` and changes only rounding.
         memory_limit: bytes that gradients may take; None: the purifier's own limit, or 1 GiB (half
             of the free memory on a GPU). Where memory runs out all the same, the run goes on with
             half of the rows, and says so.
@@ -359,8 +368,8 @@ def evaluate(
         progress: called with images done (in fractions, while attacking) and images in all.
 
     Raises:
-        ValueError: for a broken gradient, a run folder of another configuration, a damaged
-            shard or settings that do not fit.
+        ValueError: for a broken gradient, answers that depend on the images beside, a run folder of
+            another configuration, a damaged shard or settings that do not fit.
     """
     with tempfile.TemporaryDirectory(prefix="depure-") as temporary:
         run = Evaluation(
@@ -376,14 +385,6 @@ def evaluate(
 
 def _tick(report: Progress, before: int, rows: int, total: int, fraction: float) -> None:
     report(before + rows * fraction, total)
-
-
-def _total(costs: list[Cost]) -> Cost:
-    return Cost(
-        sum(c.denoiser_calls for c in costs),
-        sum(c.classifier_calls for c in costs),
-        sum(c.seconds for c in costs),
-    )
 
 
 def _title(model: Defended, threat: Threat) -> str:

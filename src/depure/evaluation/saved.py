@@ -54,6 +54,11 @@ class Saved(_Stored):
     def __post_init__(self, table: dict[bytes, Tensor]) -> None:
         object.__setattr__(self, "_table", table)
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it asks for gradients: it asks for nothing."""
+        return False
+
     def __call__(
         self,
         model: Model,

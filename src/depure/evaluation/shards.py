@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from depure.answers import predicted
 from depure.attacks.base import Attack, calls_of_watch
 from depure.attacks.ensemble import Cascade
 from depure.attacks.expected import Expected, distinct_draws
@@ -29,7 +30,8 @@ class Shard:
     """Outcomes for n images under R fresh draws and T attack iterations.
 
     Predictions are class numbers of every draw, before the attack ("clean", the null control)
-    and after it ("adversarial"), under the same numbers of noise.
+    and after it ("adversarial"), under the same numbers of noise; -1 where the defence gave no
+    finite answer.
     """
 
     index: Tensor  # (n,) int64, data-set index
@@ -41,6 +43,8 @@ class Shard:
     loss: Tensor  # (n, T) float32, mean over the EoT draws of each iterate
     accuracy: Tensor  # (n, T) float32, likewise
     finite: Tensor  # (n, T) bool, whether the gradient was finite
+    followed: Tensor  # (n, T) float32, share of EoT draws that followed the margin
+    flat: Tensor  # (n, T) bool, whether the gradient was zero in every pixel
     best: Tensor  # (n, M) float32, accuracy after each member of an ensemble, by its own draws
     spent: Tensor  # (n, M) float64, calls of the classifier until then, an image's share
 
@@ -87,12 +91,15 @@ def read_shards(folder: Path) -> Shard:
 
 
 def predict(model: Defended, x: Tensor, noise: Noise, draws: int, batch: int) -> Tensor:
-    """Predicted classes (B, draws) int16 under `noise.draws(draws)`, `batch` rows at a time."""
+    """Predicted classes (B, draws) int16 under `noise.draws(draws)`, `batch` rows at a time.
+
+    -1 where the logits are not finite.
+    """
     rows = noise.draws(draws) if draws > 1 else noise
     image = torch.arange(len(x), device=x.device).repeat_interleave(draws)
     with torch.no_grad():
         blocks = parts(len(image), rows_at_once(x, batch))
-        labels = [model(x[image[p]], rows[p]).argmax(1) for p in blocks]
+        labels = [predicted(model(x[image[p]], rows[p])) for p in blocks]
     return torch.cat(labels).view(len(x), draws).to(torch.int16).cpu()
 
 
@@ -163,7 +170,7 @@ def compute_shard(
     shard = Shard(
         images.index, images.y, images.x, x_adv.cpu(), clean, adversarial,
         column("loss", torch.float32), column("accuracy", torch.float32),
-        column("finite", torch.bool),
+        column("finite", torch.bool), column("followed", torch.float32), column("flat", torch.bool),
         best, torch.tensor(spent, dtype=torch.float64).expand(len(x), -1),
     )  # fmt: skip
     return shard, cost

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import comb, ndtri, stdtrit
 
+from depure.answers import NOBODY
+
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -76,7 +78,8 @@ def majority_of_k(
 ) -> list[Estimate]:
     """Accuracy of the plurality vote over k fresh draws; a tie for first place counts as wrong.
 
-    `predictions` is int (n_images, n_draws), n_draws <= 1000, `labels` int (n_images,); item
+    `predictions` is int (n_images, n_draws), n_draws <= 1000, `labels` int (n_images,); a
+    prediction of -1 (no finite answer) is a vote for nobody. Item
     k - 1 of the answer is for k = 1..n_draws. An image counts the share of its k-subsets of
     draws whose vote is won by the label: exact (multivariate hypergeometric), not resampled,
     and unbiased. At k = n_draws it is the plain vote over all draws. Between two classes only
@@ -186,10 +189,10 @@ def _profiles(votes: Ints, truth: Ints) -> Ints:
     group = np.zeros((images, draws), dtype=np.int64)
     group[:, 1:] = np.cumsum(ordered[:, 1:] != ordered[:, :-1], axis=1)
     group += np.arange(images)[:, None] * draws
-    rival = ordered != truth[:, None]
+    own = (ordered == truth[:, None]).sum(axis=1)
+    rival = (ordered != truth[:, None]) & (ordered != NOBODY)
     counts = np.bincount(group[rival], minlength=images * draws).reshape(images, draws)
     counts = -np.sort(-counts, axis=1)
-    own = draws - rival.sum(axis=1)
     return np.concatenate([own[:, None], counts[:, counts.any(axis=0)]], axis=1)
 
 
@@ -206,7 +209,8 @@ def _votes_won(own: Ints, rivals: Ints, pascal: Floats) -> Floats:
     for t in range(1, int(own.max()) + 1):
         first = int(np.searchsorted(own, t))  # rows from here on have t votes to give
         strong = rivals[first:] >= t
-        weak = np.where(strong, 0, rivals[first:]).sum(axis=1)  # never reach t: one binomial
+        # those that never reach t, and draws without an answer: one binomial
+        weak = draws - own[first:] - np.where(strong, rivals[first:], 0).sum(axis=1)
         ways = pascal[weak]
         for j in range(int(strong.sum(axis=1).max(initial=0))):
             rows = np.flatnonzero(strong[:, j])

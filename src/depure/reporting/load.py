@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import count
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,9 @@ class Run:
 
     @property
     def trace(self) -> dict[str, list[float]]:
-        """Mean loss and accuracy at every attack iterate."""
-        return dict(self.card["trace"])
+        """Mean loss (NaN where no image had a finite one) and accuracy at every attack iterate."""
+        given = self.card["trace"].items()
+        return {name: [nan if v is None else v for v in values] for name, values in given}
 
     @property
     def budget(self) -> dict[str, list[float]]:

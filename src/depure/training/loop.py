@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from depure.answers import right
 from depure.data.images import Images
 
 
@@ -100,8 +101,8 @@ def accuracy(model: Callable[[Tensor], Tensor], images: Images, batch_size: int 
     """
     check_positive(images=len(images), batch_size=batch_size)
     device = device_of(model) if isinstance(model, nn.Module) else images.x.device
-    right = 0
+    count = 0
     for rows in torch.split(torch.arange(len(images)), batch_size):
         logits = model(images.x[rows].to(device))
-        right += int((logits.argmax(1).cpu() == images.y[rows].cpu()).sum())
-    return right / len(images)
+        count += int(right(logits.cpu(), images.y[rows].cpu()).sum())
+    return count / len(images)
