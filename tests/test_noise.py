@@ -299,9 +299,42 @@ def test_pool_has_exactly_k_values_chosen_evenly(size: int) -> None:
     assert len(seen) == rows * size
 
 
-def test_pool_choices_of_two_stages_and_two_images_are_independent() -> None:
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_pool_over_several_stages_is_joint(size: int) -> None:
+    """`size` draws in all: the stages of one draw come from the same place of the pool."""
+    draws, stages = 400, ("forward", "reverse", "mask")
+    noise = Noise.of(0, range(2)).pool(size, *stages).draws(draws)
+    values = torch.cat([noise.normal(s, 0, like(2 * draws, 1)) for s in stages], 1)
+    for image in values.view(2, draws, len(stages)):
+        assert len(image.unique(dim=0)) == size
+
+
+def test_a_joint_pool_does_not_hang_on_how_it_was_named() -> None:
+    base = Noise.of(0, range(3))
+    ways = [
+        base.pool(4, "forward", "reverse"),
+        base.pool(4, "reverse", "forward"),
+        base.pool(4, "reverse").pool(4, "forward"),
+        base.pool(4, "reverse", "forward").lock("mask"),
+    ]
+    for stage in ("forward", "reverse"):
+        first, *others = [w.draws(30).normal(stage, 0, like(90, 1)) for w in ways]
+        assert all(torch.equal(first, other) for other in others)
+
+
+def test_joint_draws_are_those_that_each_stage_alone_has() -> None:
+    """What a stage has in a pool does not change with the stages that join it, only which comes."""
+    base = Noise.of(0, [0])
+    alone = {s: base.pool(4, s).draws(60).normal(s, 0, like(60, 1)) for s in ("a", "b")}
+    both = base.pool(4, "a", "b").draws(60)
+    for stage, numbers in alone.items():
+        assert torch.equal(both.normal(stage, 0, like(60, 1)).unique(), numbers.unique())
+    assert torch.equal(both.normal("a", 0, like(60, 1)), alone["a"])
+
+
+def test_pool_choices_of_two_images_and_of_pools_of_two_sizes_are_independent() -> None:
     draws = 2000
-    noise = Noise.of(0, range(2)).pool(2, "forward", "reverse").draws(draws)
+    noise = Noise.of(0, range(2)).pool(2, "forward").pool(4, "reverse").draws(draws)
     first = {s: noise.normal(s, 0, like(2 * draws, 1)).view(2, draws) for s in noise.held}
     picks = [row == row[0] for rows in first.values() for row in rows]
     agreement = np.corrcoef(np.stack([p.numpy() for p in picks]))

@@ -204,3 +204,13 @@ def test_what_is_held():
     torch.testing.assert_close(mixed[7], 0.75**0.5 * locked + 0.5 * fresh[7])
     assert torch.equal(fresh[7], noise.fold("judge", 7).normal("forward", 0, x))
     assert torch.equal(draws(1, 0.0)[1][0], locked)
+
+
+def test_a_pool_over_two_stages_holds_so_many_draws_in_all():
+    x = torch.zeros(1, 1, 2, 2)
+    held = Threat(Linf(), ("reverse", "forward"), pool=3).hold(Noise.of(0, [7]))
+    found = set()
+    for i in range(60):
+        noise = held.fold("judge", i)
+        found.add(tuple(float(noise.normal(s, 0, x).sum()) for s in ("forward", "reverse")))
+    assert len(found) == 3

@@ -135,7 +135,8 @@ class Noise:
     def pool(self, size: int, *stages: str) -> Noise:
         """Restrict these stages to `size` fixed draws per row, chosen afresh by folds and draws.
 
-        `pool(1, ...)` is `lock(...)`.
+        Stages pooled to the same size draw the same number: together they have `size` draws, not
+        `size` each. `pool(1, ...)` is `lock(...)`.
         """
         if size < 1:
             raise ValueError(f"size must be at least 1 seed; got {size}")
@@ -178,7 +179,7 @@ class Noise:
         held = self._held.get(stage)
         if held is None or held.mix == 1.0:
             return _normal(self.keys, stage, step, like)
-        z = _normal(self._held_keys(stage, held), stage, step, like)
+        z = _normal(self._held_keys(held), stage, step, like)
         if held.mix == 0.0:
             return z
         fresh = _normal(self.keys, stage, step, like)
@@ -195,14 +196,16 @@ class Noise:
         if held is not None and 0.0 < held.mix < 1.0:
             raise ValueError(f"uniform numbers cannot be mixed; stage {stage!r} is at {held.mix}")
         fresh = held is None or held.mix == 1.0
-        keys = self.keys if fresh or held is None else self._held_keys(stage, held)
+        keys = self.keys if fresh or held is None else self._held_keys(held)
         values = _fit(_to_unit(_words(keys, "\0uniform " + stage, step, like)), like)
         return values.clamp_max(1.0 - torch.finfo(like.dtype).eps / 2)  # rounding may reach 1
 
-    def _held_keys(self, stage: str, held: _Held) -> Tensor:
+    def _held_keys(self, held: _Held) -> Tensor:
         choice = torch.zeros_like(held.keys)
         if held.pool > 1:
-            choice = (_derive(self.keys, "\0choice " + stage, choice) & _MASK) % held.pool
+            # one choice for all stages of the pool, whatever the order in which they were named
+            name = min(stage for stage, other in self._held.items() if other.pool == held.pool)
+            choice = (_derive(self.keys, "\0choice " + name, choice) & _MASK) % held.pool
         return _derive(held.keys, "\0pool", choice)
 
     def _check_rows(self, like: Tensor) -> None:
