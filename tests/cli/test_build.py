@@ -2,6 +2,7 @@
 
 import json
 
+import click
 import pytest
 
 from depure.attacks import (
@@ -29,10 +30,10 @@ from depure.attacks import (
 )  # fmt: skip
 from depure.cli import attacks as cli_attacks
 from depure.cli.attacks import build_attack, build_threat
-from depure.cli.build import build_model, build_sampler
+from depure.cli.build import build_model, build_purifier, build_sampler
 from depure.cli.evaluate import command
 from depure.cli.options import ATTACKS
-from depure.diffusion import Heun, Straight
+from depure.diffusion import Heun, Straight, VPDiscrete
 from depure.purify import BPDA
 from depure.threat import L1, L2, Flow, Linf, Threat
 from depure.zoo import load_classifier
@@ -166,3 +167,29 @@ def test_images_that_someone_else_made_are_judged_alike(run, tmp_path):
     status, _, err = run(f"{line} --eps 0.05 --adversarial a/shards/00000.safetensors --out c")
     assert status == 1
     assert "ball" in err
+
+
+def test_the_recipe_of_adbm_has_its_betas():
+    """alpha_bar at index 100, from which it noises: 0.903694, not the 0.8951 of betas from 1e-4."""
+    purifier = build_purifier(options("--config adbm-cifar10-linf"))
+    schedule = purifier.denoiser.schedule
+    assert schedule == VPDiscrete.linear(1000, 1e-6, 0.02)
+    path = purifier.grid.path(schedule)
+    assert path.times == (99, 79, 59, 39, 19, -1)
+    assert path.alpha**2 == pytest.approx(0.903694, abs=1e-6)
+    assert schedule.alpha_bar[99] == pytest.approx(0.905507, abs=1e-6)
+    other = build_purifier(options("--config addt-cifar10-linf"))
+    assert other.denoiser.schedule.betas[0] == pytest.approx(1e-4)
+
+
+def test_betas_go_with_discrete_schedules_alone():
+    with pytest.raises(ValueError, match=r"--betas replaces the betas of a discrete.*--sampler sde"):
+        build_purifier(options("--betas 1e-6:0.02 --sampler sde"))
+
+
+@pytest.mark.parametrize(
+    "betas", ["1e-6", "0:0.02", "0.02:1e-4", "1e-6:1", "a:b", "1:2:3", "nan:1"]
+)
+def test_bad_betas_are_refused(betas):
+    with pytest.raises(click.BadParameter, match="is not FIRST:LAST with 0 < FIRST"):
+        options(f"--betas {betas}")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from itertools import combinations, product
 
 import numpy as np
 import pytest
-from scipy.stats import beta, binomtest, norm, t
+from scipy.stats import beta, binomtest
 
 from depure.evaluation.statistics import (
     Estimate,
     any_of_n,
     difference,
+    limits,
     majority_of_k,
     mean_accuracy,
 )
@@ -80,22 +82,18 @@ def simulated() -> dict[tuple[int, int, float, str], tuple[float, float]]:
 
 def test_mean_accuracy_covers_the_truth(simulated):
     assert np.mean([c for c, _ in simulated.values()]) >= 0.95
-    for group in range(4):  # by images, by draws, by truth, by kind of defence
-        for key in {cell[group] for cell in CELLS}:
-            mean = np.mean([c for cell, (c, _) in simulated.items() if cell[group] == key])
-            assert mean >= 0.93, key
-    # Wilson itself falls to 0.918 with 16 images at 0.97; 0.885 leaves 2.9 standard errors
+    # 0.93 in every cell of benchmarks/coverage.py; here a standard error is 0.009
     worst = min(simulated, key=lambda cell: simulated[cell][0])
-    assert simulated[worst][0] >= 0.885, (worst, simulated[worst])
+    assert simulated[worst][0] >= 0.92, (worst, simulated[worst])
 
 
 def test_mean_accuracy_is_not_absurdly_wide(simulated):
     for cell, (_, ratio) in simulated.items():
         images, draws, truth, name = cell
         if images * min(truth, 1 - truth) >= 5:  # elsewhere no normal interval applies
-            # 20 draws of one accuracy near 0 or 1 are not told from a rare kind of image
-            unsure = name == "degenerate" and draws == 20 and (truth != 0.5 or images == 16)
-            assert 0.8 < ratio < (2.3 if unsure else 1.4), (cell, ratio)
+            # draws of one accuracy do not tell that there is no rare kind of image besides
+            unsure = name == "degenerate" and draws > 1
+            assert 0.9 < ratio < (2.5 if unsure else 1.4), (cell, ratio)
 
 
 def test_width_shrinks_with_draws_only_as_far_as_images_allow():
@@ -116,15 +114,15 @@ def test_a_rare_kind_of_image_does_not_break_the_interval(images, draws, rare):
     accuracies = np.where(rng.random((1000, images)) < rare / images, 1.0, 0.02)
     hits = rng.binomial(draws, accuracies)
     estimates = [mean_accuracy(np.arange(draws) < row[:, None]) for row in hits]
-    assert covered(estimates, truth) >= 0.89
+    assert covered(estimates, truth) >= 0.93
 
 
 @pytest.mark.parametrize("images", [1, 2, 7, 100])
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
-def test_one_draw_is_wilson(images, confidence):
+def test_one_draw_is_clopper_and_pearson(images, confidence):
     for right in {0, 1, images // 2, images}:
         column = (np.arange(images) < right)[:, None]
-        expected = binomtest(right, images).proportion_ci(confidence, method="wilson")
+        expected = binomtest(right, images).proportion_ci(confidence, method="exact")
         for draws in (1, 9):  # draws that agree add nothing
             found = mean_accuracy(np.repeat(column, draws, axis=1), confidence)
             assert found.value == pytest.approx(right / images)
@@ -132,9 +130,9 @@ def test_one_draw_is_wilson(images, confidence):
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_all_equal_is_wilson_for_images(right):
+def test_all_equal_is_clopper_and_pearson_for_images(right):
     table = np.full((16, 20), right)
-    expected = binomtest(16 * right, 16).proportion_ci(0.95, method="wilson")
+    expected = binomtest(16 * right, 16).proportion_ci(0.95, method="exact")
     curve = any_of_n(table)
     votes = majority_of_k(table.astype(int), np.ones(16, int))
     assert len(curve) == len(votes) == 20
@@ -146,19 +144,38 @@ def test_all_equal_is_wilson_for_images(right):
 def test_equal_image_means_do_not_give_zero_width():
     table = np.tile([True, False], (16, 10))
     found = mean_accuracy(table)
-    pooled = binomtest(160, 320).proportion_ci(0.95, method="wilson")
+    pooled = binomtest(160, 320).proportion_ci(0.95, method="exact")
     assert found.high - found.low >= pooled.high - pooled.low
     assert found.high - found.low < 0.25
 
 
-def test_few_images_widen_the_interval_as_student_does():
-    table = np.arange(10) < np.array([2, 8] * 4)[:, None]
-    seen = 8 / 7 * 8 * 0.3**2 + 0.5  # with the two pseudo-images, whose means are 0 and 1
-    effective = 8 * (8 * 0.25 + 0.5) / seen * (norm.ppf(0.975) / t.ppf(0.975, 7)) ** 2
-    assert 8 < effective < 80
-    k = norm.ppf(0.975) ** 2 / effective
-    found = mean_accuracy(table)
-    assert found.high - found.low == pytest.approx(2 * np.sqrt(k / 4 + k**2 / 4) / (1 + k))
+def test_limits_are_those_of_a_randomly_weighted_mean_with_one_more_image():
+    """The beta distribution has the first two moments of the Dirichlet mean, found by drawing."""
+    rng = np.random.default_rng(0)
+    values = rng.beta(0.5, 1.0, 12)
+    weights = rng.dirichlet(np.ones(13), 200_000)
+    for extra, at, limit in ((0.0, 0.025, 0), (1.0, 0.975, 1)):
+        means = weights @ np.append(values, extra)
+        share = means.mean() * (1 - means.mean()) / means.var() - 1
+        expected = beta.ppf(at, means.mean() * share, (1 - means.mean()) * share)
+        found = limits(values[:, None], np.ones(12))[limit][0]
+        assert found == pytest.approx(expected, abs=2e-3)
+        assert found == pytest.approx(np.quantile(means, at), abs=0.01)
+
+
+def test_limits_of_counted_rows_are_those_of_the_rows_themselves():
+    values, images = np.array([[0.0, 0.3], [0.25, 1.0], [1.0, 0.9]]), [5, 2, 9]
+    each = limits(np.repeat(values, images, axis=0), np.ones(16))
+    np.testing.assert_allclose(limits(values, images), each, rtol=1e-12)
+
+
+@pytest.mark.parametrize("images", [1, 3, 1000, 10**6])
+@pytest.mark.parametrize("value", [0.0, 1e-17, 1e-13, 1e-6, 0.5, 0.999, 1 - 1e-13, 1.0])
+def test_limits_enclose_the_value_at_every_size(images, value):
+    (low,), (high,) = limits(np.array([[value]]), [images])
+    assert 0.0 <= low <= value + 1e-15
+    assert value - 1e-15 <= high <= 1.0
+    assert high - low >= 0.3 / images * 0.95
 
 
 @pytest.mark.parametrize(("images", "name"), list(product((16, 64), KINDS)))
@@ -168,9 +185,18 @@ def test_any_of_n_covers_the_truth(images, name):
     coverage = [
         covered([c[n - 1] for c in curves], kind.mean(lambda p, n=n: p**n)) for n in (1, 2, 5, 20)
     ]
-    wilson_alone = name == "certain" and images == 16  # 0.918 by enumeration
-    assert np.mean(coverage) >= (0.89 if wilson_alone else 0.93)
-    assert min(coverage) >= 0.885, coverage
+    assert min(coverage) >= 0.925, coverage
+
+
+def test_any_of_n_covers_rare_events():
+    """The worst cell of Wilson's interval: 85 % with 16 images and any of 5 draws."""
+    rng = np.random.default_rng(5)
+    right = rng.binomial(5, rng.beta(0.2, 1.8, (4000, 16)))
+    truth = beta(0.2, 1.8).expect(lambda p: p**5)
+    curves = [any_of_n(np.arange(5) < row[:, None])[4] for row in right]
+    assert covered(curves, truth) >= 0.95
+    alone = [binomtest(int((row == 5).sum()), 16).proportion_ci(0.95, "wilson") for row in right]
+    assert np.mean([a.low <= truth <= a.high for a in alone]) < 0.87
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -183,7 +209,7 @@ def test_majority_of_k_covers_the_truth(truth, name):
     five = kind.mean(lambda p: p**3 * (10 - 15 * p + 6 * p**2))
     for k, expected in ((1, truth), (3, three), (5, five)):
         estimates = [c[k - 1] for c in curves]
-        assert covered(estimates, expected) >= 0.9, k
+        assert covered(estimates, expected) >= 0.925, k
         values = [e.value for e in estimates]
         error = 4 * np.std(values) / np.sqrt(TRIALS) + 1e-12
         assert np.mean(values) == pytest.approx(expected, abs=error)  # unbiased
@@ -271,6 +297,7 @@ def pairs(name: str, images: int, rng: np.random.Generator) -> tuple[np.ndarray,
         "null": (shared, shared, 0.0),
         "shift": (0.7 * shared + 0.3, 0.7 * shared, 0.3),
         "sparse": (np.ones_like(shared), 1.0 - (rare < 0.02), 0.02),
+        "rare": (np.ones_like(shared), 1.0 - (rare < 2.5 / images), 2.5 / images),
         "strong": (np.ones_like(shared), 1.0 - (rare < 0.9), 0.9),
         "total": (np.ones_like(shared), np.zeros_like(shared), 1.0),
     }[name]
@@ -278,7 +305,7 @@ def pairs(name: str, images: int, rng: np.random.Generator) -> tuple[np.ndarray,
 
 @pytest.mark.parametrize("draws", [(1, 1), (5, 20)])
 @pytest.mark.parametrize("images", [16, 64, 256])
-@pytest.mark.parametrize("name", ["null", "shift", "sparse", "strong", "total"])
+@pytest.mark.parametrize("name", ["null", "shift", "sparse", "rare", "strong", "total"])
 def test_difference_covers_the_truth(name, images, draws):
     rng = np.random.default_rng(images)
     a, b, truth = pairs(name, images, rng)
@@ -288,17 +315,17 @@ def test_difference_covers_the_truth(name, images, draws):
         )
         for p, q in zip(a, b, strict=True)
     ]
-    assert covered(estimates, truth) >= 0.92
+    assert covered(estimates, truth) >= 0.925
     oracle = 3.92 * np.std([e.value for e in estimates])
-    if images == 256 and name != "total":
-        assert 0.9 < width(estimates) / oracle < 1.2
+    if images == 256 and name not in ("rare", "total"):
+        assert 0.9 < width(estimates) / oracle < 1.4
 
 
 def test_difference_is_paired_and_antisymmetric():
     rng = np.random.default_rng(0)
     hard = rng.random(200) < 0.5
     a = np.repeat(hard[:, None], 4, axis=1)
-    b = a & (rng.random((200, 4)) < 0.95)
+    b = a & (rng.random((200, 4)) < 0.9)
     found, back = difference(a, b), difference(b, a)
     assert (back.value, back.low, back.high) == (-found.value, -found.high, -found.low)
     assert found.low > 0
@@ -333,7 +360,7 @@ def test_one_image_says_little():
     assert found.value == 0.75
     assert found.high - found.low > 0.7
     found = difference([[True]], [[False]])
-    assert (found.value, found.low, found.high) == (1, -1, 1)
+    assert (found.value, found.low, found.high) == (1, pytest.approx(-0.95), 1)
 
 
 GOOD = np.ones((3, 2), bool)
@@ -393,3 +420,28 @@ def test_bad_confidence_is_refused(confidence):
     for call in calls:
         with pytest.raises(ValueError, match=r"^confidence must lie inside \(0, 1\); got"):
             call()
+
+
+def test_most_cuts_the_curve_off_and_nothing_else():
+    table = tables(Kind("beta", 0.5), 40, 11, trials=1)[0]
+    assert any_of_n(table, most=4) == any_of_n(table)[:4]
+    assert any_of_n(table, most=50) == any_of_n(table)
+    with pytest.raises(ValueError, match="most must be at least 1 try; got 0"):
+        any_of_n(table, most=0)
+
+
+def test_memory_is_linear_in_the_draws():
+    """A table over draws x tries would need 3,200 MB for 20,000 draws."""
+    table = np.random.default_rng(0).random((8, 20_000)) < 0.999
+    tracemalloc.start()
+    curve = any_of_n(table)
+    _, whole = tracemalloc.get_traced_memory()
+    tracemalloc.reset_peak()
+    before, _ = tracemalloc.get_traced_memory()
+    first = any_of_n(table, most=128)
+    _, cut = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(curve) == 20_000
+    assert first == curve[:128]
+    assert whole < 30e6
+    assert cut - before < 3e6

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from depure.cli.options import ends_of_betas
 from depure.data import Images, cifar, digits, image_folder, is_cifar
 from depure.diffusion import (
     DDIM,
@@ -124,6 +125,8 @@ def build_purifier(options: dict[str, Any]) -> Purifier:
     if options["denoiser"] == "none":
         return Identity()
     denoiser = load_denoiser(options["denoiser"])
+    if options["betas"] is not None:
+        denoiser = _with_betas(denoiser, options["betas"], options["sampler"])
     if options["sampler"] in CONTINUOUS:
         denoiser = _continuous(denoiser, options["sampler"])
     return DiffPure(
@@ -136,6 +139,18 @@ def build_purifier(options: dict[str, Any]) -> Purifier:
         convention=options["convention"],
         clamp=options["clamp"],
     ).to(options["device"])
+
+
+def _with_betas(denoiser: Denoiser, betas: str, sampler: str) -> Denoiser:
+    """The network on a linear schedule of its own length."""
+    trained = denoiser.schedule
+    if not isinstance(trained, VPDiscrete) or sampler in CONTINUOUS:
+        raise ValueError(
+            f"--betas replaces the betas of a discrete schedule (--sampler ddpm, ddpm-large or "
+            f"ddim); got {trained!r} with --sampler {sampler}: leave --betas out"
+        )
+    schedule = VPDiscrete.linear(len(trained), *ends_of_betas(betas))
+    return Denoiser(denoiser.network, schedule, denoiser.prediction)
 
 
 def _continuous(denoiser: Denoiser, sampler: str) -> Denoiser:

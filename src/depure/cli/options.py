@@ -36,6 +36,36 @@ class Number(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is not a number or a fraction such as 8/255", param, ctx)
 
 
+class Betas(click.ParamType):  # type: ignore[type-arg]
+    """Two ends of a linear noise schedule, as text: 1e-6:0.02."""
+
+    name = "betas"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, once it is known to be right."""
+        try:
+            first, last = ends_of_betas(str(value))
+        except ValueError:
+            first, last = 0.0, 0.0
+        if not 0.0 < first <= last < 1.0:
+            self.fail(
+                f"{value!r} is not FIRST:LAST with 0 < FIRST <= LAST < 1, such as 1e-6:0.02",
+                param,
+                ctx,
+            )
+        return str(value)
+
+
+def ends_of_betas(text: str) -> tuple[float, float]:
+    """First and last of `FIRST:LAST`.
+
+    Raises:
+        ValueError: it is no such pair.
+    """
+    first, last = text.split(":")
+    return float(first), float(last)
+
+
 def _stack(options: list[Callable[[Command], Command]]) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         for option in reversed(options):
@@ -190,6 +220,14 @@ purifier = _stack(
             default="diffpure",
             type=click.Choice(["diffpure", "addt", "adbm"]),
             help="Which published index arithmetic to follow.",
+        ),
+        _option(
+            "--betas",
+            default=None,
+            type=Betas(),
+            metavar="FIRST:LAST",
+            help="Linear betas in place of those of the denoiser's own schedule, with as many "
+            "steps (ADBM: 1e-6:0.02).",
         ),
         _option(
             "--clip-x0/--no-clip-x0",

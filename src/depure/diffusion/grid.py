@@ -41,7 +41,9 @@ class Grid:
     Conventions, where published programs are one index apart (T = 1000, t_star = 0.1):
 
     * "diffpure": noise at index 99, visit 99 down to the clean image in `steps` calls. On the
-      VP-SDE: noise with the *discrete* alpha_bar at index 99, integrate from 0.1 to 1e-5.
+      VP-SDE: noise with the *discrete* alpha_bar at index 99, integrate from 0.1 to 1e-5. Not the
+      release to the letter: its 100 Euler steps are 99 of 1e-3 and a last one of 0.99e-3, here all
+      100 are equal; and its discrete samplers know no `steps`, they visit every index.
     * "addt": noise at index 100, visit 100, 100 - 100/steps, ..., 0: steps + 1 calls. On the
       VP-SDE: noise at t = 0.1 + 1/1000, integrate to 0 in steps + 1 calls.
     * "adbm": noise at index 100 but visit from 99 as "diffpure" does; discrete schedules only.

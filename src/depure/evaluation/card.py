@@ -50,7 +50,7 @@ def _accuracies(predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> dict
     votes = statistics.majority_of_k(predictions[:, :_CURVE].astype(np.int64), labels)
     return {
         "accuracy": asdict(statistics.mean_accuracy(correct)),
-        "any_of_n": [asdict(e) for e in statistics.any_of_n(correct)[:_CURVE]],
+        "any_of_n": [asdict(e) for e in statistics.any_of_n(correct, most=_CURVE)],
         "majority_of_k": [asdict(e) for e in votes],
     }
 

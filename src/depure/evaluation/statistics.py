@@ -7,12 +7,11 @@ per image, and speaks of new images of the same kind under new draws.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import comb, ndtri, stdtrit
+from scipy.special import betaincinv, comb
 
 from depure.answers import NOBODY
 
@@ -39,11 +38,9 @@ class Estimate:
 def mean_accuracy(correct: npt.ArrayLike, confidence: float = 0.95) -> Estimate:
     """Chance that one fresh draw classifies an image rightly, averaged over images.
 
-    `correct` is bool (n_images, n_draws). The interval is Wilson's (1927, JASA 22:209) at an
-    effective number of images, as recommended for clustered data by Franco, Little, Louis and
-    Slud (2019, J. Survey Stat. Methodol. 7:334); see `_effective_images`. With one draw, or
-    where the draws of every image agree, it is the plain Wilson interval for n_images (which
-    covers an accuracy of 0.97 in 92 % of samples of 16 images); else it errs on the wide side.
+    `correct` is bool (n_images, n_draws). The interval is that of `limits`: of Clopper and Pearson
+    (1934, Biometrika 26:404) for one draw or where the draws of every image agree, else as narrow
+    as the spread between images allows.
 
     Raises ValueError for a table that is empty, not 2-D or not boolean, and for a confidence
     outside (0, 1).
@@ -52,25 +49,32 @@ def mean_accuracy(correct: npt.ArrayLike, confidence: float = 0.95) -> Estimate:
     0.75
     """
     table = _table("correct", correct)
-    return _estimates(table.mean(axis=1)[:, None], table.shape[1], confidence)[0]
+    right, images = np.unique(table.sum(axis=1), return_counts=True)
+    return _estimates(right[:, None] / table.shape[1], images, confidence)[0]
 
 
-def any_of_n(correct: npt.ArrayLike, confidence: float = 0.95) -> list[Estimate]:
+def any_of_n(
+    correct: npt.ArrayLike, confidence: float = 0.95, most: int | None = None
+) -> list[Estimate]:
     """Accuracy against an attacker with N tries: an image must be right in all N draws.
 
-    `correct` is bool (n_images, n_draws); item N - 1 of the answer is for N = 1..n_draws. An
-    image right in k of R draws counts C(k, N) / C(R, N), the share of its N-subsets that are
-    all right: the unbiased estimate (a U-statistic, Hoeffding 1948; the form of pass@k in
-    arXiv:2107.03374, eq. 1). Intervals and errors as in `mean_accuracy`.
+    `correct` is bool (n_images, n_draws); item N - 1 of the answer is for N = 1..n_draws, or up
+    to `most`. An image right in k of R draws counts C(k, N) / C(R, N), the share of its N-subsets
+    that are all right: the unbiased estimate (a U-statistic, Hoeffding 1948; the form of pass@k in
+    arXiv:2107.03374, eq. 1). Intervals and errors as in `mean_accuracy`, and for `most` below 1.
 
     >>> [e.value for e in any_of_n([[True, True], [True, False]])]
     [0.75, 0.5]
     """
     table = _table("correct", correct)
+    if most is not None and most < 1:
+        raise ValueError(f"most must be at least 1 try; got {most}: pass None for all draws")
     draws = table.shape[1]
-    right, tries = np.arange(draws + 1)[:, None], np.arange(draws)
-    share = np.cumprod(np.maximum(right - tries, 0) / (draws - tries), axis=1)  # [k, N - 1]
-    return _estimates(share[table.sum(axis=1)], draws, confidence)
+    right, images = np.unique(table.sum(axis=1), return_counts=True)
+    tries = np.arange(draws if most is None else min(draws, most))
+    share = np.maximum(right[:, None] - tries, 0) / (draws - tries)
+    np.cumprod(share, axis=1, out=share)  # [k, N - 1], of the k that occur
+    return _estimates(share, images, confidence)
 
 
 def majority_of_k(
@@ -106,7 +110,7 @@ def majority_of_k(
     pascal = comb(np.arange(draws + 1)[:, None], np.arange(draws + 1))
     blocks = [profiles[i : i + _ROWS] for i in range(0, len(profiles), _ROWS)]
     won = np.concatenate([_votes_won(b[:, 0], b[:, 1:], pascal) for b in blocks])
-    return _estimates(won[place.reshape(-1)], draws, confidence)
+    return _estimates(won, np.bincount(place.reshape(-1)), confidence)
 
 
 def difference(
@@ -114,11 +118,9 @@ def difference(
 ) -> Estimate:
     """Mean accuracy of `a` minus that of `b` over the same images, in [-1, 1].
 
-    Both are bool (n_images, n_draws); the numbers of draws may differ. A paired t interval on
-    the per-image differences, to which half an image of difference +1, half of -1 and one of 0
-    are added (Agresti and Min 2005, Stat. Med. 24:729, for one draw). The plain paired t has
-    zero width where all differences are equal and misses an effect on few images: 0.28
-    coverage with 16 images when 2 % of images change. `value` is the unadjusted difference.
+    Both are bool (n_images, n_draws); the numbers of draws may differ. The interval is that of
+    `limits` for the per-image differences, scaled from [-1, 1] to [0, 1]: paired, and never of
+    zero width. `value` is the mean difference.
 
     Raises ValueError as `mean_accuracy` does, and for different numbers of images.
 
@@ -132,54 +134,60 @@ def difference(
             "rows: evaluate both on the same images in the same order"
         )
     gap = a.mean(axis=1) - b.mean(axis=1)
-    images = len(gap)
-    centre = gap.sum() / (images + 2)
-    spread = (gap @ gap + 1) / (images + 2) - centre**2
-    # one image has no degree of freedom: t with one is wide enough to say so
-    half = _quantile(confidence, max(images - 1, 1)) * np.sqrt(spread / (images + 2))
-    low, value, high = np.clip([centre - half, gap.mean(), centre + half], -1, 1).tolist()
-    return Estimate(value, min(low, value), max(high, value))
+    low, high = limits((gap[:, None] + 1) / 2, np.ones(len(gap)), confidence)
+    value = float(gap.mean())
+    return Estimate(value, min(float(2 * low[0] - 1), value), max(float(2 * high[0] - 1), value))
 
 
-def _estimates(values: Floats, draws: int, confidence: float) -> list[Estimate]:
-    """Means of `values` (n_images, m), in [0, 1], over images, each with a Wilson interval."""
-    z = _quantile(confidence)
-    p = np.clip(values.mean(axis=0), 0.0, 1.0)
-    k = z**2 / _effective_images(values, p, draws, confidence)
-    centre = (p + k / 2) / (1 + k)
-    half = np.sqrt(k * p * (1 - p) + k**2 / 4) / (1 + k)
-    low = np.clip(np.minimum(centre - half, p), 0.0, 1.0)
-    high = np.clip(np.maximum(centre + half, p), 0.0, 1.0)
-    return [Estimate(*row) for row in np.stack([p, low, high], axis=1).tolist()]
+def limits(
+    values: Floats, images: npt.ArrayLike, confidence: float = 0.95
+) -> tuple[Floats, Floats]:
+    """Confidence limits (m,), (m,) for m means of per-image `values` (rows, m) in [0, 1].
 
+    Row i stands for `images[i]` images. For the upper limit one more image is imagined, with the
+    value 1, and every image is given a random weight, uniform on the simplex: the distribution of
+    the weighted mean bounds that of the true mean whatever that of the values (Gaffke 2005, Math.
+    Meth. Stat. 14:451; arXiv:1905.06208 and 2106.03163), and is Clopper and Pearson's (1934) for
+    values 0 and 1. Here the beta distribution of the same mean and variance stands for it, exactly
+    so for 0 and 1. The lower limit mirrors it. What a sample of n images cannot show, a kind of
+    image as rare as 1 in n, is thus allowed for: about 3/n towards the far end.
 
-def _effective_images(values: Floats, p: Floats, draws: int, confidence: float) -> Floats:
-    """How many one-draw images would tell as much about the mean `p` (m,) as `values` do.
+    `benchmarks/coverage.py` simulates it: 8 to 256 images, 1 to 20 draws, accuracies that follow a
+    Beta (means 0.005 to 0.995), two points, or a rare kind of image, for all four statistics,
+    10,000 repetitions a cell. The lowest coverage of a nominal 95 % was WORST %, the mean MEAN %:
+    where events are rare it errs on the wide side.
 
-    p(1 - p) is the largest variance values of mean p can have, so n images count as
-    n p(1 - p) / s^2, times (z / t)^2 for the few degrees of freedom behind s^2 (Korn and
-    Graubard 1998, Surv. Methodol. 24:193): never less than n, at most n * draws.
-    Near 0 and 1 that ratio is itself noisy: 16 images, none of a rare kind, would count as
-    16 * draws. So s^2 and p(1 - p) are taken as if two more images had been seen, one always
-    right and one always wrong (as Agresti and Coull 1998, but in the variance only).
+    Raises ValueError for a confidence outside (0, 1).
+
+    >>> low, high = limits(np.array([[0.0], [1.0]]), [3, 1])  # Clopper and Pearson for 1 of 4
+    >>> round(float(low[0]), 4), round(float(high[0]), 4)
+    (0.0063, 0.8059)
     """
-    images = len(values)
-    if images == 1:
-        return np.ones_like(p)
-    extra = p**2 + (1 - p) ** 2
-    seen = ((values - p) ** 2).sum(axis=0) * images / (images - 1)
-    most = images * p * (1 - p)
-    caution = (_quantile(confidence) / _quantile(confidence, images - 1)) ** 2
-    effective: Floats = images * caution * (most + extra) / (seen + extra)
-    return np.clip(effective, images, images * draws)
-
-
-def _quantile(confidence: float, freedom: float = inf) -> float:
-    """Two-sided quantile of Student's t; of the normal for infinite `freedom`."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie inside (0, 1); got {confidence}: pass 0.95 for 95 %")
-    upper = 0.5 + confidence / 2
-    return float(ndtri(upper) if freedom == inf else stdtrit(freedom, upper))
+    weights = np.asarray(images, dtype=np.float64)
+    return 1.0 - _upper(1.0 - values, weights, confidence), _upper(values, weights, confidence)
+
+
+def _upper(values: Floats, weights: Floats, confidence: float) -> Floats:
+    total = weights.sum()
+    mean = (weights @ values + 1.0) / (total + 1.0)
+    spread = (weights @ (values - mean) ** 2 + (1.0 - mean) ** 2) / (total + 1.0)
+    some = mean < 1.0 - 1e-12  # else every image is right, up to rounding: nothing lies above
+    mean, spread = mean[some], spread[some]
+    # A mean under uniform weights on n + 1 points has variance spread / (n + 2).
+    size = (total + 2.0) * mean * (1.0 - mean) / spread - 1.0
+    limit = np.ones(len(some))
+    limit[some] = betaincinv(mean * size, (1.0 - mean) * size, 0.5 + confidence / 2)
+    return limit
+
+
+def _estimates(values: Floats, images: Ints, confidence: float) -> list[Estimate]:
+    """Means over images of `values` (rows, m), row i being that of `images[i]` of them."""
+    mean = np.clip(images @ values / images.sum(), 0.0, 1.0)
+    low, high = limits(values, images, confidence)
+    table = np.stack([mean, np.minimum(low, mean), np.maximum(high, mean)], axis=1)
+    return [Estimate(*row) for row in table.tolist()]
 
 
 def _profiles(votes: Ints, truth: Ints) -> Ints:
