@@ -49,6 +49,13 @@ from depure.reporting import report
     help="Images on which to try twice the steps and draws, and transfer (0: none).",
 )
 @click.option(
+    "--gradient-check",
+    default="full",
+    show_default=True,
+    type=click.Choice(["full", "short", "none"]),
+    help="How thoroughly the defence's gradient is compared with finite differences first.",
+)
+@click.option(
     "--batch",
     default=1024,
     show_default=True,
@@ -138,7 +145,7 @@ def evaluate_with(
         draws=options["draws"], seed=options["seed"], shard_size=options["shard_size"],
         batch=options["batch"], check_images=options["check_images"], title=options["title"],
         command=command_line, device=torch.device(options["device"]),
-        memory_limit=memory_limit(options),
+        memory_limit=memory_limit(options), gradient_check=options["gradient_check"],
     )  # fmt: skip
     out = console(quiet=not talk)
     out.print(run.prepare().verdict)

@@ -2,7 +2,8 @@
 
 from depure.evaluation.checks import Check
 from depure.evaluation.gradient_check import Agreement, GradientCheck, verify_gradient
-from depure.evaluation.run import Evaluation, Result, evaluate
+from depure.evaluation.result import Result
+from depure.evaluation.run import Evaluation, evaluate
 from depure.evaluation.saved import Saved, judge_file, read_saved
 from depure.evaluation.statistics import Estimate
 

@@ -171,6 +171,8 @@ def _gradient(gradient_check: GradientCheck, *, needed: bool) -> Check:
             f"are off by {gradient_check.finite_difference_error:.1e}"
         )
         return Check("gradient", "warn", text)
+    if not gradient_check.judged:
+        return Check("gradient", "warn", gradient_check.verdict)
     if not gradient_check.passed and not needed:
         text = f"this attack asks for no gradient, but others would. {gradient_check.verdict}"
         return Check("gradient", "warn", text)

@@ -176,3 +176,13 @@ def refuse_other(
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def title_of(model: Defended, threat: Threat) -> str:
+    """What a report calls a run that has no title of its own."""
+    knows = f", {' and '.join(threat.knows)} noise known" if threat.knows else ""
+    knows += f" up to a pool of {threat.pool}" if threat.pool > 1 else ""
+    knows += f" but for a share of {threat.mix:g}" if threat.mix else ""
+    size: Any = getattr(threat.ball, "eps", None)  # its repr may have more, such as a network
+    ball = type(threat.ball).__name__ + (f"(eps={size})" if size is not None else "")
+    return f"{type(model.purifier).__name__} under {ball}{knows}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -18,39 +18,26 @@ from depure.evaluation.checks import Check, Trial, cheap_checks, costly_checks
 from depure.evaluation.cost import peak_memory, total
 from depure.evaluation.examples import write_examples
 from depure.evaluation.fitting import Fitting
-from depure.evaluation.gradient_check import GradientCheck, check_labels, verify_gradient
+from depure.evaluation.gradient_check import (
+    GradientCheck,
+    check_labels,
+    not_judged,
+    verify_gradient,
+)
 from depure.evaluation.gradient_check.key import key_of
 from depure.evaluation.memory import plan_chunk
 from depure.evaluation.neighbours import check_neighbours
-from depure.evaluation.record import describe, differences, packages, refuse_other
+from depure.evaluation.record import describe, differences, packages, refuse_other, title_of
+from depure.evaluation.result import Result
 from depure.evaluation.shards import Shard, base_noise, compute_shard, shard_name
-from depure.evaluation.statistics import Estimate
 from depure.files import locked, sweep
 from depure.pieces import Pieces, identity, read_config, write_config
 from depure.purify.defended import Defended
 from depure.rows import Chunk, rows_at_once
 from depure.threat import Threat
 
+GradientCheckMode = Literal["full", "short", "none"]
 Progress = Callable[[float, int], None]  # images done (in fractions), images in all
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """A finished evaluation: the card, and the tables it was made from."""
-
-    card: dict[str, Any]
-    shard: Shard
-    folder: Path | None
-
-    @property
-    def clean(self) -> Estimate:
-        """Accuracy on a fresh draw without attack."""
-        return Estimate(**self.card["results"]["clean"]["accuracy"])
-
-    @property
-    def robust(self) -> Estimate:
-        """Accuracy on a fresh draw under attack."""
-        return Estimate(**self.card["results"]["robust"]["accuracy"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +62,11 @@ class Evaluation:
     device: torch.device | None = None
     remember: bool = True  # what the defence answers, to go on inside a shard
     memory_limit: int | None = None  # bytes, see `plan_chunk`
+    gradient_check: GradientCheckMode = "full"
+
+    def __post_init__(self) -> None:
+        if self.gradient_check not in (modes := get_args(GradientCheckMode)):
+            raise ValueError(f"gradient_check must be one of {modes}; got {self.gradient_check!r}")
 
     def fitting(self) -> Fitting:
         """The rows that this run hands to the defence at once, decided when it began."""
@@ -150,7 +142,7 @@ class Evaluation:
         gradient_check = self.fitting().run(self._gradient_check)
         own = gradient_check.rows[0] if gradient_check.rows else None
         refused = not gradient_check.passed and (own is None or own.exact)
-        if refused and self.attack.needs_gradient:
+        if refused and gradient_check.judged and self.attack.needs_gradient:
             raise ValueError(f"this defence cannot be evaluated as it is. {gradient_check.verdict}")
         return gradient_check
 
@@ -185,8 +177,10 @@ class Evaluation:
 
     def _gradient_check(self) -> GradientCheck:
         path, some = self.folder / "gradient_check.json", self.images[slice(0, 2)]
-        chunk = rows_at_once(some.x, self.batch)
-        key = key_of(self.model, self.description(), chunk)
+        if self.gradient_check == "none":
+            return not_judged("NOT CHECKED: --gradient-check none", len(some))
+        short, chunk = self.gradient_check == "short", rows_at_once(some.x, self.batch)
+        key = key_of(self.model, {**self.description(), "short": short}, chunk)
         known = self._pieces.read_json(path.name) if path.exists() else {}
         if known.pop("key", None) == key:
             return GradientCheck.of_record(known, path)
@@ -194,7 +188,7 @@ class Evaluation:
         noise = base_noise(self.model, some.index, self.threat, self.seed).fold("gradient check")
         found = verify_gradient(
             self.model, some.x.to(device), some.y.to(device), noise, ball=self.threat.ball,
-            chunk=chunk,
+            chunk=chunk, short=short,
         )  # fmt: skip
         self._pieces.write_json(path.name, {**found.record(), "key": key})
         return found
@@ -304,7 +298,7 @@ class Evaluation:
         fitting.run(partial(write_examples, self._pieces, trial, shard))
         card = card_of(
             self.description(), shard, gradient_check, checks, cost,
-            title=self.title or _title(self.model, self.threat), command=self.command,
+            title=self.title or title_of(self.model, self.threat), command=self.command,
             memory=peak_memory(self._device()), fitting=fitting, device=self._device(),
         )  # fmt: skip
         card = keep_card(self._pieces, card)
@@ -335,6 +329,7 @@ def evaluate(
     batch: int = 1024,
     memory_limit: int | None = None,
     check_images: int = 16,
+    gradient_check: GradientCheckMode = "full",
     title: str = "",
     command: str = "",
     progress: Progress | None = None,
@@ -363,6 +358,8 @@ def evaluate(
             half of the rows, and says so.
         check_images: images for the checks that attack again (more steps, more draws,
             transfer); 0 leaves them out.
+        gradient_check: look at up to 12 points ("full"), at 3 ("short"), or at none, which the
+            card and a warning say.
         title: what a report calls the run.
         command: the command that repeats the run, for the record.
         progress: called with images done (in fractions, while attacking) and images in all.
@@ -376,6 +373,7 @@ def evaluate(
             model, images, attack, threat, Path(out) if out else Path(temporary), draws=draws,
             seed=seed, shard_size=shard_size, batch=batch, check_images=check_images,
             title=title, command=command, remember=out is not None, memory_limit=memory_limit,
+            gradient_check=gradient_check,
         )  # fmt: skip
         run.prepare()
         run.compute(progress=progress)
@@ -385,12 +383,3 @@ def evaluate(
 
 def _tick(report: Progress, before: int, rows: int, total: int, fraction: float) -> None:
     report(before + rows * fraction, total)
-
-
-def _title(model: Defended, threat: Threat) -> str:
-    knows = f", {' and '.join(threat.knows)} noise known" if threat.knows else ""
-    knows += f" up to a pool of {threat.pool}" if threat.pool > 1 else ""
-    knows += f" but for a share of {threat.mix:g}" if threat.mix else ""
-    size: Any = getattr(threat.ball, "eps", None)  # its repr may have more, such as a network
-    ball = type(threat.ball).__name__ + (f"(eps={size})" if size is not None else "")
-    return f"{type(model.purifier).__name__} under {ball}{knows}"

@@ -4,7 +4,8 @@ from depure.evaluation.gradient_check.check import (
     Agreement,
     GradientCheck,
     check_labels,
+    not_judged,
     verify_gradient,
 )
 
-__all__ = ["Agreement", "GradientCheck", "check_labels", "verify_gradient"]
+__all__ = ["Agreement", "GradientCheck", "check_labels", "not_judged", "verify_gradient"]

@@ -26,6 +26,10 @@ class NoGradient(Exception):
     """The defence gives no gradient; the message says what was seen."""
 
 
+class NotFinite(Exception):
+    """The defence gives no finite logits where the gradient would be looked at."""
+
+
 @dataclass(frozen=True, eq=False)
 class Arithmetic:
     """A defence asked for logits and gradients, a bounded number of rows at a time."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from depure.diffusion.backprop import Backprop, Checkpoint, Full
-from depure.evaluation.gradient_check.arithmetic import Arithmetic, NoGradient
+from depure.evaluation.gradient_check.arithmetic import Arithmetic, NoGradient, NotFinite
 from depure.evaluation.gradient_check.measure import Points, Seen, measure, points_of
 from depure.noise import Noise
 from depure.purify.base import Purifier, check_images
@@ -41,6 +41,9 @@ class Agreement:
         return Agreement(name, error, cosine, float((g.sign() == r.sign()).double().mean()), exact)
 
 
+_NOTHING = "nothing to compare with"
+
+
 @dataclass(frozen=True)
 class GradientCheck:
     """What `verify_gradient` found. `passed` is whether the defence's own gradient is exact."""
@@ -54,6 +57,11 @@ class GradientCheck:
     arithmetic: str = "none"  # the dtype in which differences were taken
     points: int = 0
     tolerance: float = math.nan  # largest relative error of a point
+
+    @property
+    def judged(self) -> bool:
+        """Whether there was anything to judge the gradient by."""
+        return self.reference != _NOTHING
 
     @staticmethod
     def of_record(data: dict[str, Any], path: Path) -> GradientCheck:
@@ -89,6 +97,7 @@ def verify_gradient(
     *,
     ball: Ball | None = None,
     chunk: int = 32,
+    short: bool = False,
     approximations: Sequence[Backprop] = (),
     tolerance: float | None = None,
 ) -> GradientCheck:
@@ -106,6 +115,7 @@ def verify_gradient(
         noise: one row per image; from seed 0 if omitted.
         ball: where the attack will search; `Linf(8/255)` if omitted.
         chunk: rows of one forward pass of the attack, at least 1.
+        short: look at 3 points only, instead of up to 12.
         approximations: loop drivers to compare, e.g. `(Straight(), Surrogate(5))`.
         tolerance: largest relative error of a point; by default 1e-5 in float64, 0.05 in float32.
 
@@ -123,13 +133,17 @@ def verify_gradient(
     classes = check_labels(model, x, y, noise)
     for _ in approximations:
         _with(model, Full())  # refuses a purifier without a loop driver
-    points = points_of(x, noise, Linf(8 / 255) if ball is None else ball, chunk, classes)
+    points = points_of(
+        x, noise, Linf(8 / 255) if ball is None else ball, chunk, classes, short=short
+    )
     plain = Arithmetic(model, x.dtype, chunk)
     try:
         seen = measure(plain, points, chunk, tolerance, exact=model.purifier.exact)
         reference, rows = _compare(seen, points, approximations)
     except NoGradient as error:
         return _without_gradient(str(error), len(x))
+    except NotFinite as error:
+        return not_judged(f"NOT JUDGED: {error}", len(x))
     passed = not seen.faults and model.purifier.exact
     return GradientCheck(
         passed, _verdict(seen, model.purifier), len(x), seen.error, reference, tuple(rows),
@@ -183,6 +197,11 @@ def _with(model: Defended, backprop: Backprop) -> Defended:
             f"got {type(purifier).__name__}"
         )
     return Defended(purifier.with_backprop(backprop), model.classifier)
+
+
+def not_judged(verdict: str, images: int) -> GradientCheck:
+    """A check that says neither yes nor no, and why."""
+    return GradientCheck(False, verdict, images, math.nan, _NOTHING, ())
 
 
 def _without_gradient(reason: str, images: int) -> GradientCheck:

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from depure.evaluation.gradient_check.arithmetic import ROUNDING, Arithmetic, NoGradient, finest
+from depure.evaluation.gradient_check.arithmetic import (
+    ROUNDING,
+    Arithmetic,
+    NoGradient,
+    NotFinite,
+    finest,
+)
 from depure.noise import Noise
 from depure.threat import Ball, Linf
 
@@ -39,9 +45,11 @@ class Seen:
     faults: tuple[str, ...]
 
 
-def points_of(x: Tensor, noise: Noise, ball: Ball, chunk: int, classes: int) -> Points:
-    """3 to 12 points near the images, inside the ball and on its edge."""
-    count = max(3, min(12, chunk // 4))
+def points_of(
+    x: Tensor, noise: Noise, ball: Ball, chunk: int, classes: int, *, short: bool = False
+) -> Points:
+    """3 to 12 points near the images, inside the ball and on its edge; 3 if it is to be short."""
+    count = 3 if short else max(3, min(12, chunk // 4))
     rows = [r % len(x) for r in range(count)]
     keys = Noise.of(0, range(count)).fold("gradient check")
     base = x.double()[rows]
@@ -64,8 +72,10 @@ def measure(
     """Compare the gradient with differences, and the attack's dtype and rows with it.
 
     Raises:
+        NotFinite: the logits are not finite at any point.
         NoGradient: there is none, it is not finite, or it is zero at every point.
     """
+    points = _finite(plain, points)
     single = _as_attacked(plain, points, chunk)
     fine = finest(plain, points.x[:2], points.noise[:2])
     own, _ = fine.gradient(points.x, points.noise, points.cotangent)
@@ -89,6 +99,15 @@ def measure(
         faults.append(f"the logits jump between points 1e-6 apart, in {jumped} places")
     faults += _apart(plain, fine, single, own, chunk) if exact else []
     return Seen(fine, plain, own, single, max(errors), allowed, tuple(faults))
+
+
+def _finite(plain: Arithmetic, points: Points) -> Points:
+    """The points at which the logits are finite: there is no slope at the others."""
+    finite = plain.logits(points.x, points.noise).isfinite().all(1)
+    if not finite.any():
+        raise NotFinite(f"the logits are not finite at any of the {len(finite)} points looked at")
+    rows = finite.nonzero()[:, 0]
+    return Points(points.x[rows], points.noise[rows.tolist()], points.cotangent[rows])
 
 
 def _as_attacked(plain: Arithmetic, points: Points, chunk: int) -> Tensor:
