@@ -48,7 +48,8 @@ RESULTS = Path(__file__).parent / "results"
 SECONDS, PATIENCE, MEMORY = 20, 90, 4 * 2**30  # PATIENCE: on the wall, where a machine is shared
 FAULTS = ("traceback", "raw", "hang", "crash", "memory", "lost", "nonsense", "unnamed")
 RAW = re.compile(
-    r"\b(?!Floating|Environ)[A-Z]\w+(Error|Exception)\b:?|run `depure --debug|object has no attribute|"
+    r"\b(?!Floating|Environ)[A-Z]\w+(Error|Exception)\b:?|run `depure --debug|"
+    r"object has no attribute|"
     r"not supported between|invalid literal for|could not convert string|unsupported operand|"
     r"not subscriptable|not iterable|unexpected keyword|required positional|cannot convert float|"
     r"index out of range|math domain|codec can't|surrogates not allowed|embedded null|"
@@ -160,7 +161,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     found = {}
     for top, _, names in os.walk(folder):
         for name in names:
-            path = os.path.join(top, name)  # noqa: PTH118: names may be no text
+            path = os.path.join(top, name)  # noqa: PTH118
             with open(path, "rb") as file:  # noqa: PTH123
                 found[os.path.relpath(path, folder)] = hashlib.sha256(file.read()).digest()
     return found
@@ -319,8 +320,10 @@ def main() -> int:
             counts[outcome.verdict] += 1
             if options.show and (outcome.verdict in FAULTS or options.only):
                 call = case.code or " ".join(ascii(a[:60])[1:-1] for a in case.argv)
-                print(f"{number} {outcome.verdict}: {case.kind}: {call}\n    {outcome.said!a}",
-                      flush=True)  # fmt: skip
+                print(
+                    f"{number} {outcome.verdict}: {case.kind}: {call}\n    {outcome.said!a}",
+                    flush=True,
+                )
     head = " | ".join(("tree", "seed", "calls", "ok", "clear", *FAULTS))
     print(f"| {head} |\n|{' --- |' * (head.count('|') + 1)}")
     print(report(counts, len(numbers), options.label, options.seed))

@@ -8,18 +8,26 @@ import click
 from fuzz_calls import Case
 
 ODD = (
-    "float('nan')", "float('inf')", "-float('inf')", "-1", "0", "-0.0", "1e400", "10**12", "10**400", "2**63",
-    "2**64", "-2**63 - 1", "1.5", "255", "True", "None", "''", "'x'", "'²'", "'0.1'", "[]", "[1]", "{}", "b'x'",
-    "object()", "1j", "Fraction(1, 3)", "torch.tensor(1.0)", "torch.tensor([1.0, 2.0])", "numpy.float32(2)",
+    "float('nan')", "float('inf')", "-float('inf')", "-1", "0", "-0.0", "1e400", "10**12",
+    "10**400", "2**63", "2**64", "-2**63 - 1", "1.5", "255", "True", "None", "''", "'x'", "'²'",
+    "'0.1'", "[]", "[1]", "{}", "b'x'", "object()", "1j", "Fraction(1, 3)", "torch.tensor(1.0)",
+    "torch.tensor([1.0, 2.0])", "numpy.float32(2)",
 )  # fmt: skip
 # The call, with {} where the odd argument goes, and the name that an error must give.
 CALLS = (
     *((f"{ball}({{}})", "eps") for ball in ("Linf", "L2", "L1", "Flow")),
-    ("Threat({})", "ball"), ("Threat(Linf(), {})", "knows"), ("Threat(Linf(), ('forward',), pool={})", "pool"),
+    ("Threat({})", "ball"),
+    ("Threat(Linf(), {})", "knows"),
+    ("Threat(Linf(), ('forward',), pool={})", "pool"),
     ("Threat(Linf(), ('forward',), mix={})", "mix"),
-    *((f"PGD({name}={{}})", name) for name in (
-        "steps", "step_size", "eot", "average", "loss", "target", "start", "chunk")),
-    *((f"Plan({name}={{}})", name) for name in ("updates", "batch", "lr", "rate", "dropout", "save_every")),
+    *(
+        (f"PGD({name}={{}})", name)
+        for name in ("steps", "step_size", "eot", "average", "loss", "target", "start", "chunk")
+    ),
+    *(
+        (f"Plan({name}={{}})", name)
+        for name in ("updates", "batch", "lr", "rate", "dropout", "save_every")
+    ),
     ("load_classifier({})", "classifier"), ("load_denoiser({})", ""), ("digits({})", "split"),
     ("digits('test').sample({})", ""), ("read_image({})", ""), ("image_folder({})", ""),
     ("write_image(torch.zeros(1, 2, 2), {})", ""), ("list_images({})", ""), ("load_run({})", ""),
@@ -46,5 +54,6 @@ def api_case(root: click.Group, rng: random.Random) -> Case:
     odd = rng.choice(ODD)
     size = odd in ODD[:3] or odd in ("-1", "0", "-0.0", "1e400")
     absurd = (size and name in ("eps", "steps", "eot", "updates", "batch")) or (
-        call.startswith("Linf") and odd in ("1.5", "255", "2**63"))  # fmt: skip
+        call.startswith("Linf") and odd in ("1.5", "255", "2**63")
+    )
     return Case("python", names=(name,), absurd=absurd, code=call.format(odd))

@@ -112,14 +112,17 @@ def _long_header(file: Path, rng: random.Random) -> None:
 
 
 BYTES: tuple[Mutation, ...] = (
-    _truncate, _truncate, _flip, _flip, _flip, _zero, _empty, _noise, _append, _folder, _gone, _swap,
+    _truncate, _truncate, _flip, _flip, _flip, _zero, _empty, _noise, _append, _folder, _gone,
+    _swap,
 )  # fmt: skip
 ODD_VALUES: tuple[Any, ...] = (
-    None, True, -1, 0, 0.5, 10**12, 10**30, float("nan"), float("inf"), "x", "", "²", [], {}, [None], [[]],
-    {"a": 1}, "../x", [10**12], "y" * 5000, [0, 0], ["x", "x"], 1e308, -10**30,
+    None, True, -1, 0, 0.5, 10**12, 10**30, float("nan"), float("inf"), "x", "", "²", [], {},
+    [None], [[]], {"a": 1}, "../x", [10**12], "y" * 5000, [0, 0], ["x", "x"], 1e308, -(10**30),
 )  # fmt: skip
-ODD_JSON = (b"null", b"[]", b"3", b'"x"', b"{}", b"{", b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe",
-            b'{"a": ' + b"9" * 6000 + b"}", b"NaN", b'{"schema": "depure.card/1"}')  # fmt: skip
+ODD_JSON = (
+    b"null", b"[]", b"3", b'"x"', b"{}", b"{", b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe",
+    b'{"a": ' + b"9" * 6000 + b"}", b"NaN", b'{"schema": "depure.card/1"}',
+)  # fmt: skip
 
 
 def _places(data: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -178,38 +181,88 @@ _UNET = "model/unet/config.json"
 _SCHEDULER = "model/scheduler/scheduler_config.json"
 # The file, the call that reads it, and names of which an error must give one.
 READERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    *((f"run/{name}", "report run", ("run",)) for name in (
-        "card.json", "card.json", "card.json", "card.json", "shards/00000.safetensors",
-        "examples.safetensors")),
+    *(
+        (f"run/{name}", "report run", ("run",))
+        for name in (
+            "card.json",
+            "card.json",
+            "card.json",
+            "card.json",
+            "shards/00000.safetensors",
+            "examples.safetensors",
+        )
+    ),
     ("run/card.json", "report run other", ("run",)),
-    *((f"run/{name}", f"evaluate {QUICK} --out run", ("run",)) for name in (
-        "config.json", "certificate.json", "checks-0.json", "shards/00001.safetensors", "card.json")),
-    *((f"half/{name}", f"evaluate {QUICK} --out half", ("half",)) for name in (
-        "config.json", "certificate.json", "shards/00000.safetensors")),
+    *(
+        (f"run/{name}", f"evaluate {QUICK} --out run", ("run",))
+        for name in (
+            "config.json",
+            "certificate.json",
+            "checks-0.json",
+            "shards/00001.safetensors",
+            "card.json",
+        )
+    ),
+    *(
+        (f"half/{name}", f"evaluate {QUICK} --out half", ("half",))
+        for name in ("config.json", "certificate.json", "shards/00000.safetensors")
+    ),
     ("other/config.json", f"evaluate {QUICK} --out half --join other", ("other",)),
-    *((_UNET, line, ("model", "denoiser")) for line in (
-        "purify pictures cleaned --steps 1 --denoiser model", f"evaluate {QUICK} --denoiser model --out o",
-        "train addt --images 16 --updates 1 --batch 8 --iterations 1 --denoiser model --out o")),
+    *(
+        (_UNET, line, ("model", "denoiser"))
+        for line in (
+            "purify pictures cleaned --steps 1 --denoiser model",
+            f"evaluate {QUICK} --denoiser model --out o",
+            "train addt --images 16 --updates 1 --batch 8 --iterations 1 --denoiser model --out o",
+        )
+    ),
     (_UNET, "purify pictures cleaned --steps 1 --denoiser model", ("model", "denoiser")),
     (_UNET, "purify pictures cleaned --steps 1 --denoiser model", ("model", "denoiser")),
-    *((_SCHEDULER, "purify pictures cleaned --steps 1 --denoiser model", ("model", "denoiser", "t_star")),) * 3,
-    ("model/unet/diffusion_pytorch_model.safetensors",
-     "purify pictures cleaned --steps 1 --denoiser model", ("model",)),
-    ("small.safetensors", f"evaluate {QUICK} --classifier small-cnn:small.safetensors --out o",
-     ("small.safetensors", "classifier")),
-    *((f"adv.{kind}", f"evaluate {QUICK} --adversarial adv.{kind} --out o", (f"adv.{kind}",))
-      for kind in ("safetensors", "npz", "npy", "pt")),
+    *(
+        (
+            _SCHEDULER,
+            "purify pictures cleaned --steps 1 --denoiser model",
+            ("model", "denoiser", "t_star"),
+        ),
+    )
+    * 3,
+    (
+        "model/unet/diffusion_pytorch_model.safetensors",
+        "purify pictures cleaned --steps 1 --denoiser model",
+        ("model",),
+    ),
+    (
+        "small.safetensors",
+        f"evaluate {QUICK} --classifier small-cnn:small.safetensors --out o",
+        ("small.safetensors", "classifier"),
+    ),
+    *(
+        (f"adv.{kind}", f"evaluate {QUICK} --adversarial adv.{kind} --out o", (f"adv.{kind}",))
+        for kind in ("safetensors", "npz", "npy", "pt")
+    ),
     ("pictures/1/1.png", "purify pictures cleaned --steps 1", ("1.png",)),
-    ("pictures/1/1.png", f"evaluate {QUICK} --data pictures --out o", ("1.png", "pictures", "images")),
-    ("cifar/test_batch.bin", "evaluate --data cifar --denoiser none --images 2 --out o",
-     ("cifar", "test_batch", "images", "classifier")),
-    ("cifar/batches.meta.txt", "train classifier --data cifar --images 8 --updates 1 --batch 4 "
-     "--arch small-cnn-8 --out o", ("cifar", "classes")),
+    (
+        "pictures/1/1.png",
+        f"evaluate {QUICK} --data pictures --out o",
+        ("1.png", "pictures", "images"),
+    ),
+    (
+        "cifar/test_batch.bin",
+        "evaluate --data cifar --denoiser none --images 2 --out o",
+        ("cifar", "test_batch", "images", "classifier"),
+    ),
+    (
+        "cifar/batches.meta.txt",
+        "train classifier --data cifar --images 8 --updates 1 --batch 4 --arch small-cnn-8 --out o",
+        ("cifar", "classes"),
+    ),
     *(("weights/checkpoint.safetensors", f"{TRAINING} --out weights", ("weights",)),) * 3,
     *(("weights/metrics.jsonl", f"{TRAINING} --out weights", ("weights",)),) * 2,
-    *((f"study/{name}", f"analyse stochasticity {STUDY} --out study", ("study",))
-      for name in ("config.json", "arrays.npz", "settings.json", "CELL", "CELL")),
-)  # fmt: skip
+    *(
+        (f"study/{name}", f"analyse stochasticity {STUDY} --out study", ("study",))
+        for name in ("config.json", "arrays.npz", "settings.json", "CELL", "CELL")
+    ),
+)
 
 
 def file_case(root: click.Group, rng: random.Random) -> Case:
@@ -226,20 +279,32 @@ def file_case(root: click.Group, rng: random.Random) -> Case:
             mutation(file, mine)(file, mine)
 
     named = (*names, place.rpartition("/")[2])
-    return Case(f"file: {place.split('/')[0]}", tuple(line.split()), named, files=tuple(sorted(used)),
-                change=change)  # fmt: skip
+    return Case(
+        f"file: {place.split('/')[0]}",
+        tuple(line.split()),
+        named,
+        files=tuple(sorted(used)),
+        change=change,
+    )
 
 
 def folder_case(root: click.Group, rng: random.Random) -> Case:
     """Things of the wrong kind, or with odd names, where a command reads or writes."""
     odd = rng.choice((b"\xff.png", b"[b].png", b"a\nb.png", "🦆.png".encode(), b".png", b"x.PNG"))
     spoilt = rng.choice(("out", "o", "cleaned", "pictures/2", "half/shards", "weights/samples"))
-    line = rng.choice((
-        "purify pictures cleaned --steps 1", "purify pictures cleaned --steps 1 --contact-sheet s.png",
-        "purify pictures/0 cleaned --steps 1 --batch 1", f"evaluate {QUICK} --data pictures --out out",
-        f"evaluate {QUICK} --out out", f"evaluate {QUICK} --out half", f"{TRAINING} --out out",
-        f"analyse trajectories {BASES['analyse trajectories'][0]} --out out", "report run --out out",
-    ))  # fmt: skip
+    line = rng.choice(
+        (
+            "purify pictures cleaned --steps 1",
+            "purify pictures cleaned --steps 1 --contact-sheet s.png",
+            "purify pictures/0 cleaned --steps 1 --batch 1",
+            f"evaluate {QUICK} --data pictures --out out",
+            f"evaluate {QUICK} --out out",
+            f"evaluate {QUICK} --out half",
+            f"{TRAINING} --out out",
+            f"analyse trajectories {BASES['analyse trajectories'][0]} --out out",
+            "report run --out out",
+        )
+    )
     as_file = rng.random() < 0.5
 
     def change(folder: Path) -> None:
@@ -254,5 +319,10 @@ def folder_case(root: click.Group, rng: random.Random) -> Case:
         else:
             os.link(png, os.fsencode(png.parent) + b"/" + odd)
 
-    return Case("folder", tuple(line.split()), (*spoilt.split("/"), "pictures", "png", "image"),
-                files=(*FIXTURES, "half", "weights"), change=change)  # fmt: skip
+    return Case(
+        "folder",
+        tuple(line.split()),
+        (*spoilt.split("/"), "pictures", "png", "image"),
+        files=(*FIXTURES, "half", "weights"),
+        change=change,
+    )
