@@ -24,6 +24,7 @@ import contextlib
 import hashlib
 import importlib
 import os
+import pkgutil
 import random
 import re
 import resource
@@ -189,13 +190,15 @@ def judge(case: Case, status: int, late: bool, place: Path, before: dict[str, by
     typed = re.sub("|".join(re.escape(a) for a in case.argv if len(a) > 3) or "$^", "", said)
     if RAW.search(typed):
         return Outcome("raw", said)
-    named = any(name.lower() in err.lower() for name in case.names) or not case.names
+    names = (n for name in case.names for n in (name, ascii(name)[1:-1], name[:40]))
+    named = not case.names or any(n.lower() in err.lower() for n in names if n.strip())
+    named |= any(not name for name in case.names)  # no option is to blame: any sentence will do
     return Outcome("clear" if named or _gradient(out) else "unnamed", said)
 
 
 def _grown(name: str) -> bool:
     """Files that a run may renew or remove as it goes on."""
-    return name.endswith((".journal", ".tmp"))
+    return name.endswith((".journal", ".tmp", ".depure-lock"))
 
 
 def _gradient(out: str) -> bool:
@@ -283,12 +286,11 @@ def import_all(source: Path) -> Any:
     found = Path(str(main.__file__)).resolve()
     if source.resolve() not in found.parents:
         raise SystemExit(f"depure was imported from {found}, not from {source}")
-    for name in ("demo", "evaluate", "analyse", "verify", "purify", "report", "train"):
-        importlib.import_module(f"depure.cli.{name}")
-    for name in ("diffusers.UNet2DModel", "depure.reporting.figures", "sklearn.datasets"):
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name.removesuffix(".UNet2DModel"))
-    vars(importlib.import_module("diffusers")).get("UNet2DModel")
+    for part in pkgutil.walk_packages([str(found.parents[1])], "depure."):
+        if not part.name.endswith("__main__"):
+            importlib.import_module(part.name)
+    importlib.import_module("sklearn.datasets")
+    assert importlib.import_module("diffusers").UNet2DModel  # which imports it
     importlib.import_module("torch").set_num_threads(1)
     return main.cli
 

@@ -151,7 +151,7 @@ def option_case(root: click.Group, rng: random.Random) -> Case:
         absurd |= nonsense
         words += [f"{option.opts[0]}={value}"]
         names += [option.opts[0], str(option.name), option.opts[0].strip("-").replace("-", " ")]
-        names += [value] if len(value) > 2 else []
+        names += [value] if value.strip() else []
     title = next((w[8:] for w in words if w.startswith("--title=")), "")
     shown = title.strip() if name == "evaluate" and len(chosen) == 1 and len(title) < 30 else ""
     return Case(f"option: {name}", _line(name, words), tuple(names), absurd, shown=shown)

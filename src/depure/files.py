@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import secrets
@@ -148,15 +149,52 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: if it is not UTF-8, not valid JSON or no object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return parse_json(path.read_bytes())
+    except (ValueError, IsADirectoryError) as error:
+        reason = "it is a folder" if isinstance(error, OSError) else error
         raise ValueError(
-            f"{path} is damaged ({error}): delete it, or the run folder that it lies in, and run "
+            f"{path} is damaged ({reason}): delete it, or the run folder that it lies in, and run "
             f"again"
         ) from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a JSON object; got {type(data).__name__}: delete it")
-    return data
+
+
+def parse_json(data: bytes) -> dict[str, Any]:
+    """The JSON object of some bytes; NaN and infinity, which JSON does not know, are refused.
+
+    Raises:
+        ValueError: says what is wrong, in a few words.
+    """
+    try:
+        found = json.loads(
+            data.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            parse_int=_int,
+            parse_float=_float,
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is no UTF-8 text") from error
+    except RecursionError as error:
+        raise ValueError("its entries are nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError("it holds no JSON object")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"it holds {name}, which is no number")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"it holds {text[:40]}, which is too large")
+    return value
+
+
+def _int(digits: str) -> int:
+    if len(digits) > 30:
+        raise ValueError(f"it holds a number of {len(digits)} digits")
+    return int(digits)
 
 
 def sweep(folder: Path) -> int:

@@ -6,7 +6,6 @@ Safetensors and JSON; what exists only as a pickle goes through torch's restrict
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from depure.files import replacing
+from depure.files import parse_json, replacing
 
 # What reading a damaged or hostile file may raise, whichever of its layers notices.
 UNREADABLE = (
@@ -69,8 +68,8 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def fit_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Load the tensors strictly.
+def check_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are not those of the network, by name and shape.
 
     Raises:
         ValueError: what does not fit, in one sentence.
@@ -91,6 +90,15 @@ def fit_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
             f"{path} does not fit {type(network).__name__} in {len(problems)} places ({shown}): "
             "use the architecture or configuration it was trained with"
         )
+
+
+def fit_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load the tensors strictly.
+
+    Raises:
+        ValueError: what does not fit, in one sentence.
+    """
+    check_weights(network, tensors, path)
     network.load_state_dict(tensors, strict=True)
 
 
@@ -104,12 +112,9 @@ def read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: pass a folder in the layout of diffusers")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): download it again") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a JSON {type(config).__name__}; expected an object")
-    return config
 
 
 def write_safetensors(

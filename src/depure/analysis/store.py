@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +124,9 @@ def read_arrays(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError,
+            BadZipFile, zlib.error) as error:  # fmt: skip
         raise ValueError(
-            f"{path} is damaged ({error}): delete this file and run again; the rest is kept"
+            f"{path} is damaged or no archive of arrays: delete this file and run again; the rest "
+            f"is kept"
         ) from error

@@ -25,7 +25,7 @@ from depure.analysis.trajectories import trajectories
 from depure.analysis.transfer import transfer
 from depure.cli import options as opts
 from depure.cli.attacks import build_attack, build_threat
-from depure.cli.build import build_model, load_images
+from depure.cli.build import build_model, load_images, named
 from depure.cli.config import config
 from depure.cli.evaluate import command_line
 from depure.cli.show import console, progress_bar
@@ -252,10 +252,14 @@ def quality_command(**options: Any) -> None:
     in three channels.
     """
     own = options["features"] == "classifier"
-    features = None if own else inception_features(options["features"])
+    load = partial(inception_features, options["features"])
+    features = None if own else named("--features", load)
     models, images, _ = _defences(options)
     source = options["reference_data"] or options["data"]
-    reference = load_images(source, "train", options["image_size"], images.x.shape[1], None)
+    option = "--reference-data" if options["reference_data"] else "--data"
+    reference = named(option, lambda: load_images(
+        source, "train", options["image_size"], images.x.shape[1], None
+    ))  # fmt: skip
     found, _ = _write(
         options,
         lambda cells: quality(

@@ -31,6 +31,8 @@ from depure.attacks import (
     autoattack,
     strongest,
 )
+from depure.cli.build import named
+from depure.cli.values import shown
 from depure.diffusion import Straight
 from depure.purify import BPDA, Defended, DiffPure
 from depure.threat import L1, L2, Ball, Flow, Linf, Threat
@@ -212,6 +214,12 @@ def _distance(options: dict[str, Any]) -> FeatureDistance:
     name = options["perceptual_net"] or options["classifier"]
     kind, _, paths = name.partition(":")
     if kind not in NETWORKS:
-        return FeatureDistance(load_classifier(name).to(options["device"]))
-    network, layers, weights = load_lpips(kind, *(Path(p) for p in paths.split(",")))
+        compared = named("--perceptual-net", lambda: load_classifier(name))
+        return FeatureDistance(compared.to(options["device"]))
+    files = [Path(p) for p in paths.split(",")]
+    if not all(paths.split(",")) or len(files) > 2:
+        raise ValueError(
+            f"--perceptual-net must be {kind}:FILE or {kind}:FILE,LINEAR; got {shown(name)}"
+        )
+    network, layers, weights = named("--perceptual-net", lambda: load_lpips(kind, *files))
     return FeatureDistance(network.to(options["device"]), layers, weights)

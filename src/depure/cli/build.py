@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
 from depure.cli.options import ends_of_betas
-from depure.cli.values import Count, shown
+from depure.cli.values import Count, shown, told
 from depure.data import Images, cifar, digits, image_folder, is_cifar
 from depure.diffusion import (
     DDIM,
@@ -29,16 +30,31 @@ from depure.diffusion import (
     VPDiscrete,
 )
 from depure.purify import Defended, DiffPure, Identity, Purifier
+from depure.weights import first_line
 from depure.zoo import load_classifier, load_denoiser
 
+Loaded = TypeVar("Loaded")
 CONTINUOUS = ("sde", "ode", "ode-heun")  # along the VP-SDE
+
+
+def named(option: str, load: Callable[[], Loaded]) -> Loaded:
+    """What `load` gives; an error names the option that asked for it.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    try:
+        return load()
+    except OSError as error:  # those of the system itself name what they say last
+        raise ValueError(f"{option}: {told(error)}") from error
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
 
 
 def build_images(options: dict[str, Any], channels: int | None = None) -> Images:
     """The images asked for: class-balanced and the same for every run of that number."""
-    return load_images(
-        options["data"], "test", options["image_size"], channels or 3, options["images"]
-    )
+    where, size, limit = options["data"], options["image_size"], options["images"]
+    return named("--data", lambda: load_images(where, "test", size, channels or 3, limit))
 
 
 def load_images(
@@ -134,7 +150,7 @@ def build_purifier(options: dict[str, Any]) -> Purifier:
     """The defence, or `Identity` for the denoiser "none"."""
     if options["denoiser"] == "none":
         return Identity()
-    denoiser = load_denoiser(options["denoiser"])
+    denoiser = named("--denoiser", lambda: load_denoiser(options["denoiser"]))
     if options["betas"] is not None:
         denoiser = _with_betas(denoiser, options["betas"], options["sampler"])
     if options["sampler"] in CONTINUOUS:
@@ -190,9 +206,10 @@ def build_model(options: dict[str, Any]) -> tuple[Defended, Images]:
     Raises:
         ValueError: if the classifier or denoiser does not take the images.
     """
-    _check_device(options["device"])
+    check_device(options["device"])
     purifier = build_purifier(options)
-    classifier = load_classifier(options["classifier"]).to(options["device"])
+    classifier = named("--classifier", lambda: load_classifier(options["classifier"]))
+    classifier.to(options["device"])
     channels = channels_of(purifier) or getattr(classifier, "channels", None)
     images = build_images(options, channels)
     model = Defended(purifier, classifier)
@@ -200,12 +217,19 @@ def build_model(options: dict[str, Any]) -> tuple[Defended, Images]:
     return model, images
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse a device that is not there, or holds no numbers.
+
+    Raises:
+        ValueError: names it.
+    """
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        if torch.empty(1, device=device).is_meta:
+            raise RuntimeError("it holds no numbers")
+    except Exception as error:  # every backend has its own kind
+        reason = first_line(error) if isinstance(error, RuntimeError) else "no such backend"
         raise ValueError(
-            f"device {device!r} is not available: {str(error).splitlines()[0]}"
+            f"device {shown(device)} is not available ({reason}): choose another --device"
         ) from error
 
 

@@ -10,7 +10,7 @@ import traceback
 import click
 
 from depure import __version__
-from depure.cli.values import Count
+from depure.cli.values import Count, told
 
 
 class _Group(click.Group):
@@ -86,6 +86,8 @@ def _sentence(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if type(error).__name__ == "OutOfMemoryError":
         return "out of memory: set --memory-budget to what there is, or lower --chunk"
-    if isinstance(error, ValueError | OSError | ImportError):
+    if isinstance(error, OSError):
+        return told(error)
+    if isinstance(error, ValueError | ImportError):
         return text
     return f"{type(error).__name__}: {text} (run `depure --debug ...` for the traceback)"

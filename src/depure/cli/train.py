@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from depure.cli import train_options as opts
-from depure.cli.build import load_images
+from depure.cli.build import check_device, load_images, named
 from depure.cli.checks import classifier_measure, denoiser_measure, sample_sheet
 from depure.cli.config import config
 from depure.cli.monitor import Measure, Monitor
@@ -171,9 +171,9 @@ def addt_command(**options: Any) -> None:
     claim about ADDT needs.
     """
     images, held = _data(options)
-    start = load_denoiser(options["denoiser"])
+    start = named("--denoiser", lambda: load_denoiser(options["denoiser"]))
     _check_start(start, images)
-    guide = load_classifier(options["classifier"])
+    guide = _guide(options)
     guides = options["guide"] == "ce" and options["perturbation"] != "none"
     if guides or len(held):
         _check_guide(guide, images)
@@ -205,7 +205,7 @@ def _train_denoiser(
 
     measure, record = None, {"every": options["check_every"]}
     if len(held):
-        guide = load_classifier(options["classifier"]).to(_device(options))
+        guide = _guide(options).to(_device(options))
         measure = partial(
             denoiser_measure, wrap=purifier, guide=guide, held=held, eps=options["check_eps"]
         )
@@ -307,10 +307,16 @@ def _say(text: str) -> None:
     console().print(text)
 
 
+def _guide(options: dict[str, Any]) -> nn.Module:
+    return named("--classifier", lambda: load_classifier(options["classifier"]))
+
+
 def _data(options: dict[str, Any]) -> tuple[Images, Images]:
     """Training images, and those held out of them for checks."""
-    images = load_images(options["data"], "train", options["image_size"], options["channels"],
-                         options["images"])  # fmt: skip
+    _device(options)
+    images = named("--data", lambda: load_images(
+        options["data"], "train", options["image_size"], options["channels"], options["images"]
+    ))  # fmt: skip
     held = options["check_images"]
     if not held:
         return images, images[:0]
@@ -383,4 +389,5 @@ def _processes(options: dict[str, Any]) -> Any:
 def _device(options: dict[str, Any]) -> torch.device:
     if _many() and options["device"].startswith("cuda"):
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    check_device(options["device"])
     return torch.device(options["device"])

@@ -8,6 +8,8 @@ from typing import Any, Never
 
 import click
 
+from depure.files import plain
+
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 _DECIMAL = re.compile(r"[+-]?([0-9]{1,40}\.?|[0-9]{0,40}\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
 
@@ -18,6 +20,14 @@ def shown(value: object) -> str:
     """What was typed, in quotes, shortened, and printable whatever it holds."""
     text = str(value)
     return ascii(text[:57] + "...") if len(text) > 60 else repr(text)
+
+
+def told(error: OSError) -> str:
+    """An error of the system as a sentence, without its number."""
+    if error.strerror is None:  # one of ours: a sentence already
+        return str(error)
+    named = [plain(str(name)) for name in (error.filename, error.filename2) if name is not None]
+    return f"{' and '.join(named) or 'a file'}: {error.strerror}"
 
 
 class _Checked(click.ParamType):  # type: ignore[type-arg]

@@ -6,10 +6,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from depure.diffusion.config import check_unet, number, numbers, whole
 from depure.diffusion.schedule import Karras, Schedule, VPDiscrete
-from depure.weights import fit_weights, read_config, read_safetensors
+from depure.weights import (
+    check_weights,
+    first_line,
+    fit_weights,
+    read_config,
+    read_safetensors,
+)
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
@@ -40,18 +48,27 @@ def read_folder(root: Path) -> tuple[nn.Module, dict[str, Any] | None]:
             "expected a UNet2DModel that works on pixels"
         )
     tensors = read_safetensors(folder / _WEIGHTS)
+    tensors = _modern_names(tensors)
     build: Callable[[dict[str, Any]], Any] = UNet2DModel.from_config
-    try:
-        network = build(config)
-    except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{folder / 'config.json'} describes no UNet that can be built ({reason}): "
-            f"copy the folder anew"
-        ) from error
-    fit_weights(network, _modern_names(tensors), folder / _WEIGHTS)
+    with torch.device("meta"):  # the shapes alone: weights are made when they are known to fit
+        shapes = _built(build, config, folder / "config.json")
+    check_weights(shapes, tensors, folder / _WEIGHTS)
+    network = _built(build, config, folder / "config.json")
+    fit_weights(network, tensors, folder / _WEIGHTS)
     scheduler = _find_scheduler(root, folder)
     return network, read_config(scheduler) if scheduler else None
+
+
+def _built(build: Callable[[dict[str, Any]], Any], config: dict[str, Any], path: Path) -> nn.Module:
+    try:
+        check_unet(config)
+        network: nn.Module = build(config)
+    except Exception as error:  # whatever its settings, good for any kind of error, make of it
+        reason = first_line(error) if isinstance(error, ValueError) else "they do not fit together"
+        raise ValueError(
+            f"{path} holds settings of which no UNet can be built ({reason}): copy the folder anew"
+        ) from error
+    return network
 
 
 def _modern_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -91,15 +108,15 @@ def read_scheduler(scheduler: object) -> tuple[Schedule, Any]:
         )
     if config.get("rescale_betas_zero_snr"):
         raise ValueError("rescale_betas_zero_snr is not known here: pass schedule= instead")
-    steps = int(config.get("num_train_timesteps", 1000))
-    first, last = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    steps = whole(config, "num_train_timesteps", 1000)
+    first, last = number(config, "beta_start", 1e-4), number(config, "beta_end", 0.02)
     prediction = config.get("prediction_type", "epsilon")
-    if prediction not in _PREDICTIONS:
+    if str(prediction) not in _PREDICTIONS:
         raise ValueError(
             f"prediction_type must be one of {', '.join(_PREDICTIONS)}; got {prediction!r}"
         )
     if config.get("trained_betas") is not None:
-        schedule = VPDiscrete(tuple(float(b) for b in config["trained_betas"]))
+        schedule = VPDiscrete(numbers(config, "trained_betas"))
     elif kind == "linear":
         schedule = VPDiscrete.linear(steps, first, last)
     elif kind == "scaled_linear":
@@ -120,11 +137,11 @@ def _read_edm(config: Mapping[str, Any]) -> tuple[Karras, Any]:
     How diffusers would sample (its sigma schedule, its last sigma) is not read: grids are ours.
     """
     prediction = config.get("prediction_type", "epsilon")
-    if prediction not in _EDM_PREDICTIONS:
+    if str(prediction) not in _EDM_PREDICTIONS:
         raise ValueError(
             f"prediction_type of an EDM scheduler must be one of {', '.join(_EDM_PREDICTIONS)}; "
             f"got {prediction!r}"
         )
     names = ("sigma_data", "sigma_min", "sigma_max", "rho")
-    settings = {name: float(config[name]) for name in names if name in config}
+    settings = {name: number(config, name, 0.0) for name in names if name in config}
     return Karras(**settings), _EDM_PREDICTIONS[prediction]

@@ -8,12 +8,20 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
+from jinja2 import TemplateError
+
 from depure.files import write_text
 from depure.reporting.compare import render_compare
 from depure.reporting.load import Run, load_run
 from depure.reporting.page import render_page
 
 _NAME = "report.html"
+_AGAIN = (
+    "an entry is missing, or not what it should be; delete it and finish the run again with the "
+    "same `depure evaluate` command"
+)
+# What comes of cards with entries of another kind, wherever they are used.
+_ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, TemplateError)
 
 
 def report(
@@ -45,14 +53,19 @@ def report(
     loaded = [load_run(folder) for folder in folders]
     if len(loaded) == 1:
         target = _target(out, loaded[0].folder)
-        return _write(target, render_page(loaded[0], title))
+        return _write(target, _page(loaded[0], title))
     target = _target(out, _common(loaded) if out is None else Path())
     pages = [run.folder / _NAME for run in loaded]
     if target.resolve() in [page.resolve() for page in pages]:
         raise ValueError(f"{target} is the page of one of the runs: pass another file as out")
     for run, page in zip(loaded, pages, strict=True):
-        _write(page, render_page(run))
-    return _write(target, render_compare(loaded, [_link(page, target) for page in pages], title))
+        _write(page, _page(run))
+    try:
+        html = render_compare(loaded, [_link(page, target) for page in pages], title)
+    except _ODD as error:
+        cards = ", ".join(str(run.folder / "card.json") for run in loaded)
+        raise ValueError(f"one of the cards {cards} is damaged: {_AGAIN}") from error
+    return _write(target, html)
 
 
 def save_figures(run: str | Path) -> list[Path]:
@@ -84,6 +97,13 @@ def save_figures(run: str | Path) -> list[Path]:
         )
         paths += figures.save(figure, loaded.folder, "budget")
     return paths
+
+
+def _page(run: Run, title: str = "") -> str:
+    try:
+        return render_page(run, title)
+    except _ODD as error:
+        raise ValueError(f"{run.folder / 'card.json'} is damaged: {_AGAIN}") from error
 
 
 def _common(runs: Sequence[Run]) -> Path:

@@ -146,10 +146,16 @@ def load_run(folder: str | Path) -> Run:
         _ = (card["run"], run.draws, run.confidence)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{folder / 'card.json'} is damaged ({type(error).__name__}: {error}): delete it and "
+            f"{folder / 'card.json'} is damaged ({_missing(error)}): delete it and "
             f"finish the run again with the same `depure evaluate` command"
         ) from error
     return run
+
+
+def _missing(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return "an entry is missing, or not what it should be"
 
 
 def _card(folder: Path) -> dict[str, Any]:

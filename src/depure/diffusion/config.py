@@ -1,0 +1,69 @@
+"""Settings that somebody saved as JSON, checked before anything is built from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+_LARGEST = 2**20  # of any whole number in a UNet's settings
+_LONGEST = 64  # of any list in them, and of the layers of one block
+
+
+def check_unet(config: Mapping[str, Any]) -> None:
+    """Refuse settings of a UNet that would take hours or all memory to build.
+
+    Raises:
+        ValueError: names the setting, what came and what was expected.
+    """
+    for name, value in config.items():
+        if isinstance(value, list) and len(value) > _LONGEST:
+            raise ValueError(f"{name} must have at most {_LONGEST} entries; got {len(value)}")
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, int | float) and not -_LARGEST <= item <= _LARGEST:
+                raise ValueError(f"{name} must lie within {_LARGEST:,}; got {item!r:.40}")
+    layers = config.get("layers_per_block", 2)
+    if not isinstance(layers, int) or not 1 <= layers <= _LONGEST:
+        raise ValueError(
+            f"layers_per_block must be a whole number from 1 to {_LONGEST}; got {layers!r:.40}"
+        )
+
+
+def number(config: Mapping[str, Any], name: str, otherwise: float) -> float:
+    """A finite number of the settings.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    return _real(name, config.get(name, otherwise))
+
+
+def whole(config: Mapping[str, Any], name: str, otherwise: int) -> int:
+    """A whole number of the settings, from 1 to a million.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    value = config.get(name, otherwise)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
+        raise ValueError(f"{name} must be a whole number from 1 to {_LARGEST:,}; got {value!r:.40}")
+    return value
+
+
+def numbers(config: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    """A list of finite numbers of the settings, at most a million.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    values = config.get(name)
+    if not isinstance(values, list | tuple) or not 1 <= len(values) <= _LARGEST:
+        raise ValueError(f"{name} must be a list of numbers; got {values!r:.40}")
+    return tuple(_real(name, value) for value in values)
+
+
+def _real(name: str, value: object) -> float:
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real or not abs(value) < 1e300 or not math.isfinite(value):  # type: ignore[arg-type]
+        raise ValueError(f"{name} must be a finite number; got {value!r:.40}")
+    return float(value)  # type: ignore[arg-type]
