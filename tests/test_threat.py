@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from depure.noise import Noise
-from depure.threat import L1, L2, Linf, Threat
+from depure.threat import L1, L2, Flow, Linf, Threat
 
 BALLS = [Linf(0.1), L2(0.7), L1(0.4)]
 SHAPES = [(1, 1, 1, 1), (3, 1, 4, 4), (2, 3, 8, 5)]
@@ -214,3 +214,33 @@ def test_a_pool_over_two_stages_holds_so_many_draws_in_all():
         noise = held.fold("judge", i)
         found.add(tuple(float(noise.normal(s, 0, x).sum()) for s in ("forward", "reverse")))
     assert len(found) == 3
+
+
+@pytest.mark.parametrize("ball", [Linf, L2, L1, Flow])
+@pytest.mark.parametrize(
+    "eps",
+    [0, -0.0, -1, float("nan"), float("inf"), 10**400, None, "0.1", "²", True, 1j, [1.0]],
+    ids=repr,
+)
+def test_eps_must_be_a_positive_number(ball, eps):
+    with pytest.raises(ValueError, match="eps must be positive and finite"):
+        ball(eps)
+
+
+@pytest.mark.parametrize("eps", [8, 1.0001, 255.0])
+def test_linf_above_one_is_refused_with_a_guess(eps):
+    with pytest.raises(ValueError, match=rf"at most 1, .* did you mean {eps:g}/255\?"):
+        Linf(eps)
+    assert Linf(1.0).eps == 1.0
+
+
+def test_a_ball_that_holds_every_image_is_refused():
+    x = torch.zeros(2, 1, 4, 4)
+    for ball, most in ((L2, 4.0), (L1, 16.0), (Linf, 1.0)):
+        assert ball(0.1).diameter(16) == most == float(ball(0.1).size(torch.ones(1, 1, 4, 4)))
+        ball(most).check_images(x)
+    with pytest.raises(ValueError, match="eps must be at most 4, the largest L2 change"):
+        L2(4.1).check_images(x)
+    with pytest.raises(ValueError, match="eps must be at most 16, the largest L1 change"):
+        L1(17).check_images(x)
+    Flow(2.0).check_images(x)

@@ -176,7 +176,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("its entries are nested too deeply") from error
     if not isinstance(found, dict):
-        raise ValueError("it holds no JSON object")
+        raise ValueError(f"it holds a JSON {type(found).__name__}; expected an object")
     return found
 
 

@@ -40,6 +40,24 @@ class Ball(ABC):
     def _into(self, delta: Tensor) -> Tensor:
         """The nearest perturbation (in L2) of norm at most eps."""
 
+    def diameter(self, pixels: int) -> float:
+        """The largest size of a change between two images of so many pixels and channels."""
+        return math.inf
+
+    def check_images(self, x: Tensor) -> None:
+        """Refuse an eps that lets every image (B, C, H, W) become every other.
+
+        Raises:
+            ValueError: says how large the change between two such images can be.
+        """
+        most = self.diameter(x[0].numel())
+        if self.eps > most:
+            raise ValueError(
+                f"eps must be at most {most:g}, the largest {type(self).__name__} change between "
+                f"two images of {'x'.join(str(n) for n in x.shape[1:])}; got {self.eps:g}: choose "
+                f"a smaller one"
+            )
+
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """x_adv moved into the ball around x and into [0, 1].
 
@@ -85,6 +103,10 @@ class Linf(Ball):
         """eps / 4 (2/255 at 8/255)."""
         return self.eps / 4.0
 
+    def diameter(self, pixels: int) -> float:
+        """1: a pixel from black to white."""
+        return 1.0
+
     def size(self, delta: Tensor) -> Tensor:
         """Largest absolute change, (B,)."""
         return delta.flatten(1).abs().amax(1)
@@ -114,6 +136,10 @@ class L2(Ball):
     def default_step(self) -> float:
         """eps / 5 (0.1 at 0.5)."""
         return self.eps / 5.0
+
+    def diameter(self, pixels: int) -> float:
+        """The square root of `pixels`: all of them from black to white."""
+        return math.sqrt(pixels)
 
     def size(self, delta: Tensor) -> Tensor:
         """Euclidean norm, (B,)."""
@@ -158,6 +184,10 @@ class L1(Ball):
     def default_step(self) -> float:
         """eps / 12 (ADBM's 1 at 12)."""
         return self.eps / 12.0
+
+    def diameter(self, pixels: int) -> float:
+        """`pixels`: all of them from black to white."""
+        return float(pixels)
 
     def size(self, delta: Tensor) -> Tensor:
         """Sum of the absolute changes, (B,)."""

@@ -224,7 +224,7 @@ def test_missing_and_foreign_cards(make_run, tmp_path):
         report(folder)
     del card["results"]["effect"]
     rewrite(folder, card)
-    with pytest.raises(ValueError, match=r"card\.json is damaged \(KeyError"):
+    with pytest.raises(ValueError, match=r"card\.json is damaged \('effect' is missing"):
         report(folder)
     del card["run"]["seal"]
     (folder / "card.json").write_text(json.dumps(card))

@@ -355,7 +355,9 @@ def _defences(options: dict[str, Any]) -> tuple[dict[str, Defended], Images, Bal
     instrument = click.get_current_context().info_name or ""
     said = {k: str(v) for k, v in sorted(options.items()) if k not in _APART}
     options[_DECIDES] = decides(instrument, said, found, images)
-    return found, images, build_threat(options).ball
+    ball = build_threat(options).ball
+    ball.check_images(images.x)
+    return found, images, ball
 
 
 def _label(denoiser: str) -> str:

@@ -189,7 +189,10 @@ def _batch(content: bytes, layout: _Layout) -> tuple[NDArray[np.uint8], NDArray[
 
 
 def _listed(content: bytes, layout: _Layout) -> tuple[str, ...]:
-    lines = (line.strip() for line in content.decode().splitlines())
+    try:
+        lines = [line.strip() for line in content.decode().splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is no UTF-8 text") from error
     return _check_names([line for line in lines if line], layout)
 
 

@@ -129,6 +129,7 @@ class Evaluation:
                 f"{self.shard_size} and {self.batch}"
             )
         first, device = self.images[slice(0, 1)], self._device()
+        self.threat.ball.check_images(first.x)
         noise = base_noise(self.model, first.index, self.threat, self.seed)
         check_labels(self.model, first.x.to(device), self.images.y, noise)
         config = self.folder / "config.json"

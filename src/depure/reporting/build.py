@@ -47,7 +47,9 @@ def report(
         >>> report(["runs/ddpm", "runs/ddim"], title="Which sampler?")  # doctest: +SKIP
         PosixPath('runs/report.html')
     """
-    folders = [runs] if isinstance(runs, (str, Path)) else list(runs)
+    if not isinstance(runs, str | Path | Sequence):
+        raise TypeError(f"runs must be run folders; got {type(runs).__name__}")
+    folders = [runs] if isinstance(runs, str | Path) else list(runs)
     if not folders:
         raise ValueError("report needs at least one run folder; got none")
     loaded = [load_run(folder) for folder in folders]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -86,8 +87,8 @@ def check_positive(**numbers: float) -> None:
         ValueError: names the setting.
     """
     for name, value in numbers.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0; got {value}")
+        if not isinstance(value, Real) or not 0 < value < math.inf:
+            raise ValueError(f"{name} must be above 0 and finite; got {value!r:.60}")
 
 
 @torch.no_grad()

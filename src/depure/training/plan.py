@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -56,8 +57,9 @@ class Plan:
                 f"lr and weight_decay must be at most {_MOST_LR:g}, weight_decay not negative; got "
                 f"{self.lr} and {self.weight_decay}"
             )
-        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}")
+        dropout = 0.0 if self.dropout is None else self.dropout
+        if not isinstance(dropout, Real) or not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout must lie in [0, 1); got {dropout!r:.60}")
         if self.rate not in get_args(Rate):
             raise ValueError(f"rate must be one of {', '.join(get_args(Rate))}; got {self.rate!r}")
 

@@ -34,6 +34,13 @@ def new_unet(
     Raises:
         ValueError: the sizes do not fit together.
     """
+    if not isinstance(size, int) or not isinstance(widths, Sequence) or not widths:
+        raise ValueError(
+            f"size must be a whole number and widths a list of them; got {size!r:.40} and "
+            f"{widths!r:.40}"
+        )
+    if size < 1 or not all(isinstance(w, int) and 0 < w <= 2**20 for w in widths):
+        raise ValueError(f"size and widths must be above 0; got {size:.40g} and {widths!r:.40}")
     if size % 2 ** (len(widths) - 1):
         raise ValueError(
             f"images of {size} pixels cannot be halved {len(widths) - 1} times: "

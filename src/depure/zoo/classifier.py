@@ -34,6 +34,8 @@ def load_classifier(spec: str) -> nn.Module:
         >>> load_classifier("digits")(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
+    if not isinstance(spec, str):
+        raise TypeError(f"the name of a classifier must be a text; got {type(spec).__name__}")
     if spec in ("digits", "digits-adversarial"):
         return _load_classifier(small_cnn_of, BUNDLED / spec / "classifier.safetensors")
     arch, _, path = spec.partition(":")
