@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from depure.files import parse_json, replacing
 
 # What reading a damaged or hostile file may raise, whichever of its layers notices.
 UNREADABLE = (
-    ValueError, TypeError, KeyError, OSError, EOFError, RuntimeError,
-    zipfile.BadZipFile, pickle.UnpicklingError,
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError,
+    RuntimeError, SyntaxError, TypeError, ValueError,
+    struct.error, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError,
 )  # fmt: skip
 
 
@@ -66,6 +69,21 @@ def restricted_load(path: Path) -> Any:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; torch's go on for many."""
     return (str(error).splitlines() or ["it ends too early, or is no such file"])[0][:200]
+
+
+def in_words(error: BaseException) -> str:
+    """What a library that reads says for itself; not what damage makes Python say."""
+    where = _raised_in(error)
+    said = type(error) is ValueError and ("numpy" in where or "depure" in where)
+    said |= type(error) is RuntimeError or isinstance(error, pickle.UnpicklingError)
+    return first_line(error) if said else "it is damaged"
+
+
+def _raised_in(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else trace.tb_frame.f_code.co_filename
 
 
 def check_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

@@ -26,7 +26,7 @@ def _bomb(levels=9):
         ("seed: 0x" + "f" * 6000, "--seed"),
         ("eps: .nan", "--eps"),
         ("eps: 1e99999999", "--eps"),
-        ("draws: 2020-99-99", "--draws"),
+        ("seed: 2020-99-99", "--seed"),
         ("title: !!binary x", "has no single value"),
         ("title: !!python/name:os.system ''", "not valid YAML"),
         ("title: !mine x", "not valid YAML"),

@@ -17,8 +17,8 @@ from depure.analysis.quality import Features
 from depure.weights import (
     UNREADABLE,
     fingerprint,
-    first_line,
     fit_weights,
+    in_words,
     read_safetensors,
     restricted_load,
 )
@@ -124,7 +124,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         found = restricted_load(path)
     except UNREADABLE as error:
         raise ValueError(
-            f"{path} cannot be read safely ({first_line(error)}): download {PUBLISHED} again"
+            f"{path} cannot be read safely ({in_words(error)}): download {PUBLISHED} again"
         ) from error
     if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
         raise ValueError(f"{path} is no table of tensors: give {PUBLISHED}")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from depure.evaluation.record import differences
 from depure.files import locked, replacing, sweep
 from depure.pieces import Pieces, identity, read_config, write_config
+from depure.weights import UNREADABLE
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -124,8 +123,7 @@ def read_arrays(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError,
-            BadZipFile, zlib.error) as error:  # fmt: skip
+    except UNREADABLE as error:
         raise ValueError(
             f"{path} is damaged or no archive of arrays: delete this file and run again; the rest "
             f"is kept"

@@ -135,6 +135,7 @@ def evaluate_with(
     options: dict[str, Any], command_line: str, *, talk: bool = False
 ) -> tuple[Result, Path] | None:
     """Run the evaluation that the options describe: its result and page, or None if parts miss."""
+    part = _part(options["part"])
     model, images = build_model(options)
     attack: Attack
     if options["adversarial"] is None:
@@ -153,7 +154,7 @@ def evaluate_with(
     out.print(run.prepare().verdict)
     run.join(options["join"])
     with progress_bar("attacking", len(images), quiet=not talk) as progress:
-        run.compute(_part(options["part"]), progress)
+        run.compute(part, progress)
     if run.missing():
         out.print(
             f"{len(run.missing())} of {len(run.shard_paths())} shards are still to be computed: "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from os import PathLike
 from pathlib import Path
 
@@ -13,19 +12,13 @@ from torch import Tensor
 
 from depure.data.images import Images, check_pixels, stratified
 from depure.files import plain, replacing
+from depure.weights import UNREADABLE, first_line
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 _MODES = {1: "L", 3: "RGB"}
-# What Pillow raises for files that are damaged, truncated or no image at all.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+# What Pillow raises for files that are damaged, truncated or no image at all, in words of its own.
+_PILLOWS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 def image_folder(
@@ -152,8 +145,10 @@ def _read_all(files: list[Path], channels: int, size: int | None) -> Tensor:
             pixels.append(_decode(file, _MODES[channels], size))
         except UnidentifiedImageError:
             bad.append(f"{file} (no image)")
-        except _UNREADABLE as error:
-            bad.append(f"{file} ({error})")
+        except _PILLOWS as error:
+            bad.append(f"{file} ({getattr(error, 'strerror', None) or first_line(error)})")
+        except UNREADABLE:
+            bad.append(f"{file} (damaged)")
     if bad:
         shown = "; ".join(bad[:3]) + ("; ..." if len(bad) > 3 else "")
         raise ValueError(

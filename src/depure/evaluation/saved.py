@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from depure.threat import Ball, Threat
 from depure.weights import (
     UNREADABLE,
     fingerprint,
-    first_line,
+    in_words,
     read_safetensors,
     restricted_load,
 )
@@ -183,19 +182,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         found = reader(path)
     except UNREADABLE as error:
         raise ValueError(
-            f"{path} cannot be read safely ({_reason(error, reader)}): save the images again, as "
+            f"{path} cannot be read safely ({in_words(error)}): save the images again, as "
             f"plain arrays, best as .safetensors"
         ) from error
     entries = found if isinstance(found, dict) else {_NAMES[0]: found}
     return {k: v for k, v in entries.items() if k in (*_NAMES, "index")}
-
-
-def _reason(error: BaseException, reader: Callable[[Path], Any]) -> str:
-    """What the library that reads says for itself, but not what damage makes Python say."""
-    own = (RuntimeError, pickle.UnpicklingError)
-    if isinstance(error, own if reader is restricted_load else (*own, ValueError)):
-        return first_line(error)
-    return "it is damaged"
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
