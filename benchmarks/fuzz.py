@@ -184,7 +184,7 @@ def judge(case: Case, status: int, late: bool, place: Path, before: dict[str, by
         return Outcome("traceback", lines[-1][:400])
     if os.WEXITSTATUS(status) == 0:
         return Outcome(*_accepted(case, out, set(after) - set(before), said))
-    gone = [n for n, digest in before.items() if after.get(n) != digest and not _grown(n)]
+    gone = [n for n, digest in before.items() if after.get(n) != digest and not _renewed(n, after)]
     if gone:
         return Outcome("lost", f"{gone[0]!r}; {said}")
     if re.search(r"MemoryError|out of memory|can't allocate", err):
@@ -200,9 +200,10 @@ def judge(case: Case, status: int, late: bool, place: Path, before: dict[str, by
     return Outcome("clear" if named or _gradient(out) else "unnamed", said)
 
 
-def _grown(name: str) -> bool:
-    """Files that a run may renew or remove as it goes on."""
-    return name.endswith((".journal", ".tmp", ".depure-lock"))
+def _renewed(name: str, after: dict[str, bytes]) -> bool:
+    """Whether it is a file that a run renews, or removes, as it goes on."""
+    going_on = name in after and name.endswith("checkpoint.safetensors")
+    return going_on or name.endswith((".journal", ".tmp", ".depure-lock"))
 
 
 def _gradient(out: str) -> bool:

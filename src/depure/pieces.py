@@ -123,7 +123,8 @@ class Pieces:
             head = json.loads(blob[8 : 8 + size])
             said = dict(json.loads(head.get("__metadata__", {}).get(_ENTRY, "{}")))
             facts, seal = said.get("facts"), said.get("seal")
-        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError,
+                RecursionError) as error:  # fmt: skip
             self.damaged(name, error)
         self.check(name, seal, {**tensors, "facts": facts})
         return tensors, dict(facts or {})
@@ -158,6 +159,10 @@ class Pieces:
 
     def damaged(self, name: str, why: object) -> NoReturn:
         """Raise the ValueError of a damaged file."""
+        if isinstance(why, OSError):
+            why = why.strerror or why
+        elif isinstance(why, BaseException) and type(why) not in (ValueError, SafetensorError):
+            why = "its header says nothing of the run"
         raise ValueError(f"{self.folder / name} is damaged ({why}): {_CURE}")
 
 

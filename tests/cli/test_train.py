@@ -174,12 +174,12 @@ def test_tensorboard_hears_every_metric(run, fails, monkeypatch):
 
 def test_bad_training_input(fails, tmp_path):
     fails("train addt --perturbation gauss", "'gauss' is not one of")
-    fails("train addt --unit -1", "unit must be")
+    fails("train addt --unit -1", "--unit", "of at least 0")
     fails("train addt --data nowhere", "nowhere")
     fails("train addt --denoiser nowhere", "nowhere")
-    fails("train addt --lr 0", "lr must be above 0")
+    fails("train addt --lr 0", "--lr", "above 0")
     fails("train addt --check-images 5000", "--check-images must be below the 1198 images")
-    fails("train diffusion --widths 32,x", "--widths must be whole numbers")
+    fails("train diffusion --widths 32,x", "--widths", "no list of numbers")
     fails("train diffusion --widths 8,8,8,8,8 --images 20", "cannot be halved 4 times")
     fails("train classifier --arch vgg", "no architecture 'vgg'")
     fails("train classifier --arch resnet20", "takes 3 channels")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -56,9 +58,10 @@ class PGD(Attack):
             if name == "chunk" and value is None:
                 continue
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be at least 1, a whole number; got {value}")
-        if self.step_size is not None and not self.step_size > 0:
-            raise ValueError(f"step_size must be positive; got {self.step_size}")
+                raise ValueError(f"{name} must be at least 1, a whole number; got {value!r:.60}")
+        step = 1.0 if self.step_size is None else self.step_size
+        if not isinstance(step, Real) or not 0 < step < math.inf:
+            raise ValueError(f"step_size must be positive and finite; got {step!r:.60}")
         choices = {"loss": tuple(LOSSES), "average": get_args(Average)}
         if self.target is not None:
             choices["target"] = get_args(Target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -97,8 +98,8 @@ def stratified(y: Tensor, n: int, seed: int = 0) -> Tensor:
     Raises:
         ValueError: ``n`` is out of range.
     """
-    if not 1 <= n <= len(y):
-        raise ValueError(f"cannot pick {n} of {len(y)} images: ask for 1 to {len(y)}")
+    if not isinstance(n, Integral) or not 1 <= n <= len(y):
+        raise ValueError(f"cannot pick {n!r:.60} of {len(y)} images: ask for 1 to {len(y)}")
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(y), generator=generator)
     # One image of every class, then a second one of every class, and so on: the classes differ

@@ -88,7 +88,8 @@ def check_positive(**numbers: float) -> None:
     """
     for name, value in numbers.items():
         if not isinstance(value, Real) or not 0 < value < math.inf:
-            raise ValueError(f"{name} must be above 0 and finite; got {value!r:.60}")
+            finite_too = " and finite" if value == math.inf else ""
+            raise ValueError(f"{name} must be above 0{finite_too}; got {value!r:.60}")
 
 
 @torch.no_grad()

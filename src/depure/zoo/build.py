@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import diffusers
@@ -34,12 +35,12 @@ def new_unet(
     Raises:
         ValueError: the sizes do not fit together.
     """
-    if not isinstance(size, int) or not isinstance(widths, Sequence) or not widths:
+    if not isinstance(size, Integral) or not isinstance(widths, Sequence) or not widths:
         raise ValueError(
             f"size must be a whole number and widths a list of them; got {size!r:.40} and "
             f"{widths!r:.40}"
         )
-    if size < 1 or not all(isinstance(w, int) and 0 < w <= 2**20 for w in widths):
+    if size < 1 or not all(isinstance(w, Integral) and 0 < w <= 2**20 for w in widths):
         raise ValueError(f"size and widths must be above 0; got {size:.40g} and {widths!r:.40}")
     if size % 2 ** (len(widths) - 1):
         raise ValueError(
@@ -78,6 +79,8 @@ def new_classifier(arch: str, channels: int, classes: int) -> nn.Module:
     Raises:
         ValueError: the architecture is unknown, or not for such images.
     """
+    if not isinstance(arch, str):
+        raise TypeError(f"arch must be a text; got {type(arch).__name__}")
     name, _, number = arch.partition("small-cnn")
     if not name and arch.startswith("small-cnn") and (number == "" or number[1:].isdigit()):
         return SmallCNN(channels, classes, int(number[1:] or 32))
