@@ -103,3 +103,11 @@ def test_bad_input(fails):
     fails(f"analyse landscape {TINY} --attack square", "this instrument follows PGD")
     fails(f"analyse stochasticity {TINY} --levels a", "no list of numbers such as 1,2")
     fails(f"analyse stochasticity {TINY} --denoiser none", "no noise")
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "/tmp/x", "..", ".", "", "[/b]", "$x$", "n" * 65]
+)
+def test_a_name_beside_stays_below_out(fails, tmp_path, name):
+    fails(f"analyse explain {TINY} --out out --beside {name}=digits-addt", "--beside must be NAME")
+    assert not list(tmp_path.iterdir())

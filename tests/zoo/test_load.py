@@ -13,8 +13,11 @@ from torch import nn
 
 from depure.data import digits
 from depure.diffusion import VPDiscrete
+from depure.files import read_json
 from depure.training import accuracy
+from depure.weights import read_config
 from depure.zoo import CifarResNet, SmallCNN, load_classifier, load_denoiser
+from depure.zoo.classifier import BUNDLED
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -233,3 +236,56 @@ def test_bundled_relatives_of_the_digits_models() -> None:
         pairs = zip(found.parameters(), start.parameters(), strict=True)
         assert sum(float((a - b).abs().sum()) for a, b in pairs) > 1
     assert accuracy(load_classifier("digits-adversarial"), digits("test")) > 0.97
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"block_out_channels": [10**12, 10**12]}, "block_out_channels must lie within"),
+        ({"layers_per_block": 10**6}, "layers_per_block must be a whole number from 1 to 64"),
+        ({"layers_per_block": "x"}, "layers_per_block must be a whole number"),
+        ({"down_block_types": ["DownBlock2D"] * 100}, "down_block_types must have at most 64"),
+        ({"norm_num_groups": 0}, "do not fit together"),
+        ({"block_out_channels": 3}, "do not fit together"),
+        ({"block_out_channels": [2**20, 2**20]}, "does not fit UNet2DModel"),  # built of no memory
+    ],
+)
+def test_settings_of_a_unet_that_would_take_hours_or_all_memory(tmp_path, change, said):
+    shutil.copytree(BUNDLED / "digits" / "denoiser", tmp_path / "d")
+    file = tmp_path / "d" / "unet" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ValueError, match=said):
+        load_denoiser(str(tmp_path / "d"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_train_timesteps": 10**12}, "num_train_timesteps must be a whole number"),
+        ({"trained_betas": None, "beta_schedule": "linear", "beta_start": "x"}, "beta_start must"),
+        ({"trained_betas": [0.1, "x"]}, "trained_betas must be a finite number"),
+        ({"trained_betas": 3}, "trained_betas must be a list of numbers"),
+        ({"prediction_type": []}, "prediction_type must be one of"),
+    ],
+)
+def test_settings_of_a_scheduler_are_checked(tmp_path, change, said):
+    shutil.copytree(BUNDLED / "digits" / "denoiser", tmp_path / "d")
+    file = tmp_path / "d" / "scheduler" / "scheduler_config.json"
+    config = {"trained_betas": None, "beta_schedule": "linear", **json.loads(file.read_text())}
+    file.write_text(json.dumps({**config, **change}))
+    with pytest.raises(ValueError, match=said):
+        load_denoiser(str(tmp_path / "d"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["NaN", '{"a": NaN}', '{"a": 1e999}', "[" * 100_000, '{"a": ' + "9" * 6000 + "}", "null"],
+)
+def test_json_that_is_no_plain_settings(tmp_path, text):
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    for read in (read_config, read_json):
+        with pytest.raises(ValueError, match=r"config\.json is (not valid JSON|damaged)") as stop:
+            read(file)
+        assert "recursion" not in str(stop.value)
+        assert "Exceeds" not in str(stop.value)
