@@ -55,7 +55,7 @@ RAW = re.compile(
     r"not subscriptable|not iterable|unexpected keyword|required positional|cannot convert float|"
     r"index out of range|math domain|codec can't|surrogates not allowed|embedded null|"
     r"closing tag|NoneType|Exceeds the limit|too large to convert|\[Errno|must be str|"
-    r"recursion depth|INTERNAL ASSERT|0x[0-9a-f]{6}|<class|argument must be|out of range integral|"
+    r"recursion depth|INTERNAL ASSERT|at 0x[0-9a-f]|<class|argument must be|out of range integral|"
     r"can't multiply|has no len|cannot be interpreted as an integer"
 )
 KINDS: tuple[tuple[int, Callable[[Any, random.Random], Case]], ...] = (
