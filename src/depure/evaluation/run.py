@@ -179,7 +179,9 @@ class Evaluation:
         path, some = self.folder / "gradient_check.json", self.images[slice(0, 2)]
         if self.gradient_check == "none":
             return not_judged("NOT CHECKED: --gradient-check none", len(some))
-        short, chunk = self.gradient_check == "short", rows_at_once(some.x, self.batch)
+        short, draws = self.gradient_check == "short", getattr(self.attack, "eot", 1)
+        most = min(self.shard_size, len(self.images)) * draws  # that an attack has to ask for
+        chunk = min(rows_at_once(some.x, self.batch), most)
         key = key_of(self.model, {**self.description(), "short": short}, chunk)
         known = self._pieces.read_json(path.name) if path.exists() else {}
         if known.pop("key", None) == key:
