@@ -64,12 +64,18 @@ def _per_image(values: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Linf(Ball):
-    """Every pixel changes by at most eps."""
+    """Every pixel changes by at most eps, which is at most 1."""
 
     eps: float = 8 / 255
 
     def __post_init__(self) -> None:
         _check_eps(self.eps)
+        if self.eps > 1.0:
+            hint = f"{self.eps:g}/255" if self.eps <= 255 else "8/255"
+            raise ValueError(
+                f"eps of L-inf is for images in [0, 1], so at most 1; got {self.eps:g}: did you "
+                f"mean {hint}?"
+            )
 
     @property
     def default_step(self) -> float:

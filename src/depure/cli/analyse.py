@@ -329,7 +329,7 @@ def explain_command(**options: Any) -> None:
     page = out / "explain.html"
     write_text(page, explain_page("Where the robustness comes from", facts, answers, line))
     for answer in answers:
-        console().print(f"\n[bold]{answer.question}[/]")
+        console().print(f"\n{answer.question}", style="bold")
         for sentence in answer.sentences:
             console().print(sentence)
     console().print(f"\npage: {page}")
@@ -345,9 +345,10 @@ def _defences(options: dict[str, Any]) -> tuple[dict[str, Defended], Images, Bal
     found = {plain(Path(options["denoiser"]).name): model}
     for entry in options.get("beside", ()):
         name, _, denoiser = entry.partition("=")
-        if not (name and denoiser):
+        if not (name and denoiser) or Path(name).name != name or name in (".", ".."):
             raise ValueError(
-                f"--beside must be NAME=DENOISER, such as ADDT=digits-addt; got {entry}"
+                f"--beside must be NAME=DENOISER, such as ADDT=digits-addt, with a "
+                f"NAME that can be a file's; got {entry}"
             )
         if name in found:
             raise ValueError(f"--beside names {name!r} twice: give every denoiser its own name")

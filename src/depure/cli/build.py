@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import click
 import torch
 from torch import nn
 
-from depure.cli.options import ends_of_betas
+from depure.cli.options import RECIPE, ends_of_betas
 from depure.data import Images, cifar, digits, image_folder, is_cifar
 from depure.diffusion import (
     DDIM,
@@ -49,6 +50,7 @@ def load_images(
 ) -> Images:
     """The bundled digits, CIFAR as it lies on disk, or a folder of images (which has no split)."""
     if name == "digits":
+        _refuse_recipe()
         found = digits(split)
         return found if limit is None else found.sample(limit)
     if is_cifar(Path(name)):
@@ -60,6 +62,17 @@ def load_images(
     return image_folder(Path(name), size=size, channels=channels, limit=limit)
 
 
+def _refuse_recipe() -> None:
+    """Published settings say nothing on images that they were not made for."""
+    context = click.get_current_context(silent=True)
+    recipe = context.meta.get(RECIPE) if context is not None else None
+    if recipe is not None:
+        raise ValueError(
+            f"--config {recipe} holds settings published for other images than the bundled "
+            f"digits: name them with --data, and the models with --classifier and --denoiser"
+        )
+
+
 def build_backprop(options: dict[str, Any]) -> Backprop:
     """A loop driver from its name.
 
@@ -69,7 +82,7 @@ def build_backprop(options: dict[str, Any]) -> Backprop:
     name, _, number = str(options["backprop"]).partition(":")
     if name == "checkpoint":
         return Checkpoint(memory_limit(options))
-    if name == "surrogate" and number.isdigit():
+    if name == "surrogate" and number.isascii() and number.isdigit() and len(number) <= 9:
         return Surrogate(int(number))
     if name == "adjoint":
         from depure.diffusion.backprop import Adjoint
@@ -122,6 +135,7 @@ def _heun(options: dict[str, Any]) -> Heun:
 
 def build_purifier(options: dict[str, Any]) -> Purifier:
     """The defence, or `Identity` for the denoiser "none"."""
+    _check_device(options["device"])
     if options["denoiser"] == "none":
         return Identity()
     denoiser = load_denoiser(options["denoiser"])

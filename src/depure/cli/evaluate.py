@@ -161,8 +161,12 @@ def evaluate_with(
     return run.finish(), report([options["out"]])
 
 
+def _whole(word: str) -> bool:
+    return word.isascii() and word.isdigit() and len(word) <= 9
+
+
 def _part(text: str) -> tuple[int, int]:
     this, _, parts = text.partition("/")
-    if not (this.isdigit() and parts.isdigit() and 1 <= int(this) <= int(parts)):
+    if not (_whole(this) and _whole(parts) and 1 <= int(this) <= int(parts)):
         raise ValueError(f"--part must be I/N with 1 <= I <= N, such as 1/4; got {text!r}")
     return int(this) - 1, int(parts)

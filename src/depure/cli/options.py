@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import click
 import yaml
 
+RECIPE = "depure.recipe"  # the key of its name in a context's notes
 Command = Callable[..., Any]
 
 ATTACKS = (
@@ -26,12 +27,20 @@ class Number(click.ParamType):  # type: ignore[type-arg]
 
     name = "number"
 
+    def __init__(self, least: float | None = None) -> None:
+        self.least = least
+
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         """Parse, or fail with what was expected."""
+        # Not by Fraction, which works out every digit of 1e99999999.
+        above, stroke, below = str(value).partition("/")
         try:
-            return float(Fraction(str(value)))
+            number = float(above) / (float(below) if stroke else 1.0)
+            if not math.isfinite(number) or (self.least is not None and number < self.least):
+                raise ValueError
+            return number
         except (ValueError, ZeroDivisionError, OverflowError):
             self.fail(f"{value!r} is not a number or a fraction such as 8/255", param, ctx)
 
@@ -91,6 +100,7 @@ def _load_config(ctx: click.Context, param: click.Parameter, value: str | None) 
     if value is None:
         return None
     if value in recipe_names():
+        ctx.meta[RECIPE] = value
         text = (files("depure.recipes") / f"{value}.yaml").read_text()
     elif Path(value).is_file():
         try:
@@ -101,8 +111,10 @@ def _load_config(ctx: click.Context, param: click.Parameter, value: str | None) 
         known = ", ".join(recipe_names())
         raise click.BadParameter(f"{value!r} is no file and no recipe; recipes: {known}")
     try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise click.BadParameter(f"{value} uses YAML aliases (*name): write the values out")
         entries = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         problem = " ".join(str(error).split())
         raise click.BadParameter(f"{value} is not valid YAML: {problem}") from error
     if not isinstance(entries, dict):
@@ -250,7 +262,7 @@ gradient = _stack(
         _option(
             "--memory-budget",
             default=None,
-            type=float,
+            type=Number(least=0.0),
             help="MiB that gradients may take: decides the rows run at once and the steps whose "
             "graphs are kept (default: 1024, on a GPU half of what is free).",
         ),

@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from depure.evaluation import Estimate, GradientCheck, Result
 from depure.evaluation.run import Progress as Report
@@ -21,8 +22,8 @@ _MARKS = {"pass": "[green]✓ pass[/]", "warn": "[yellow]! warn[/]", "fail": "[r
 
 
 def console(quiet: bool = False) -> Console:
-    """Standard output; rich drops colours where they do not belong."""
-    return Console(highlight=False, soft_wrap=True, quiet=quiet)
+    """Standard output; names and paths are plain text, rich drops colours out of place."""
+    return Console(highlight=False, soft_wrap=True, quiet=quiet, markup=False)
 
 
 @contextmanager
@@ -64,7 +65,8 @@ def percent(estimate: Estimate) -> str:
 def show_result(result: Result, page: Path) -> None:
     """The headline, the checks and where the report lies."""
     out, results = console(), result.card["results"]
-    table = Table(title=f"{result.card['title']}: accuracy in %, 95 % confidence intervals")
+    title = Text(f"{result.card['title']}: accuracy in %, 95 % confidence intervals")
+    table = Table(title=title)
     table.add_column("", no_wrap=True)
     for name in ("no attack (null control)", "under attack"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -77,7 +79,8 @@ def show_result(result: Result, page: Path) -> None:
     out.print(table)
     out.print(f"n = {results['images']} images, {results['draws']} fresh draw(s) each")
     for check in result.card["checks"]:
-        out.print(f"{_MARKS[check['verdict']]}  {check['name']}: {check['text']}")
+        mark = Text.from_markup(_MARKS[check["verdict"]])
+        out.print(mark.append(f"  {check['name']}: {check['text']}"))
     out.print(f"report: {page}")
 
 
