@@ -9,7 +9,8 @@ import click
 import torch
 from torch import nn
 
-from depure.cli.options import RECIPE, ends_of_betas
+from depure.cli.options import RECIPE
+from depure.cli.values import ends_of_betas
 from depure.data import Images, cifar, digits, image_folder, is_cifar
 from depure.diffusion import (
     DDIM,

@@ -10,7 +10,8 @@ from typing import get_args
 import click
 import yaml
 
-from depure.cli.options import Command, Number, _option, _stack
+from depure.cli.options import Command, _option, _stack
+from depure.cli.values import Number
 from depure.training.addt import Accumulate, Perturbation
 from depure.training.guide import Guide
 from depure.training.rbgm import Scope
