@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -53,9 +54,17 @@ class Ball(ABC):
         return inside & (low >= 0.0) & (high <= 1.0)
 
 
-def _check_eps(eps: float) -> None:
-    if not (eps > 0.0 and math.isfinite(eps)):
-        raise ValueError(f"eps must be positive and finite, for images in [0, 1]; got {eps}")
+def _check_eps(eps: float, most: float = math.inf, cure: str = "choose a smaller one") -> None:
+    real = isinstance(eps, Real) and not isinstance(eps, bool) and abs(eps) < 1e300  # no huge int
+    if not (real and 0.0 < eps < math.inf):
+        raise ValueError(
+            f"eps must be positive and finite, a number for images in [0, 1]; got {eps!r:.60}"
+        )
+    if eps > most:
+        raise ValueError(
+            f"eps must be at most {most:g}, for images in [0, 1]; got {eps}: "
+            + cure.format(eps=eps)
+        )
 
 
 def _per_image(values: Tensor, like: Tensor) -> Tensor:
@@ -69,13 +78,7 @@ class Linf(Ball):
     eps: float = 8 / 255
 
     def __post_init__(self) -> None:
-        _check_eps(self.eps)
-        if self.eps > 1.0:
-            hint = f"{self.eps:g}/255" if self.eps <= 255 else "8/255"
-            raise ValueError(
-                f"eps of L-inf is for images in [0, 1], so at most 1; got {self.eps:g}: did you "
-                f"mean {hint}?"
-            )
+        _check_eps(self.eps, 1.0, "did you mean {eps:g}/255?")
 
     @property
     def default_step(self) -> float:
@@ -280,7 +283,7 @@ class Flow(NonPixel):
     made_for = "StAdv"
 
     def __post_init__(self) -> None:
-        _check_eps(self.eps)
+        _check_eps(self.eps, 2.0, "the whole image reaches from -1 to 1")
 
     def reach(self, x: Tensor) -> tuple[float, float]:
         """How many pixels eps is, down and across, for images (B, C, H, W)."""

@@ -37,6 +37,7 @@ from depure.diffusion import Heun, Straight, VPDiscrete
 from depure.purify import BPDA
 from depure.threat import L1, L2, Flow, Linf, Threat
 from depure.zoo import load_classifier
+from depure.zoo.classifier import BUNDLED
 
 
 def options(line=""):
@@ -171,14 +172,15 @@ def test_images_that_someone_else_made_are_judged_alike(run, tmp_path):
 
 def test_the_recipe_of_adbm_has_its_betas():
     """alpha_bar at index 100, from which it noises: 0.903694, not the 0.8951 of betas from 1e-4."""
-    purifier = build_purifier(options("--config adbm-cifar10-linf"))
+    given = f"--data x --classifier resnet56:x --denoiser {BUNDLED / 'digits' / 'denoiser'}"
+    purifier = build_purifier(options(f"--config adbm-cifar10-linf {given}"))
     schedule = purifier.denoiser.schedule
     assert schedule == VPDiscrete.linear(1000, 1e-6, 0.02)
     path = purifier.grid.path(schedule)
     assert path.times == (99, 79, 59, 39, 19, -1)
     assert path.alpha**2 == pytest.approx(0.903694, abs=1e-6)
     assert schedule.alpha_bar[99] == pytest.approx(0.905507, abs=1e-6)
-    other = build_purifier(options("--config addt-cifar10-linf"))
+    other = build_purifier(options(f"--config addt-cifar10-linf {given}"))
     assert other.denoiser.schedule.betas[0] == pytest.approx(1e-4)
 
 

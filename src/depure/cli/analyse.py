@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,10 @@ from depure.analysis.transfer import transfer
 from depure.cli import options as opts
 from depure.cli.attacks import build_attack, build_threat
 from depure.cli.build import build_model, load_images
+from depure.cli.config import config
 from depure.cli.evaluate import command_line
 from depure.cli.show import console, progress_bar
+from depure.cli.values import SEED, Count, Number, Several, shown
 from depure.data import Images
 from depure.files import plain, replacing, write_json, write_text
 from depure.purify import Defended
@@ -54,6 +57,9 @@ class Finding(Protocol):
 
 Found = TypeVar("Found", bound=Finding)
 
+_SIGNS = ".,+-()"
+# What stands in figures, where $ is mathematics, and names a folder below --out.
+_NAME = re.compile(rf"\w[\w{re.escape(_SIGNS)} ]{{0,63}}")
 _DECIDES = "decides"  # the entry of the options that says what decides the numbers
 # Not the numbers, or not those of the images that are made: other features find these made.
 _APART = {"out", "batch", "device", "memory_budget", "chunk", "features"}
@@ -86,11 +92,11 @@ def _instrument(
             *extra,
             click.option("--out", type=click.Path(path_type=Path), default=Path("analysis") / name,
                          show_default=True, help="Folder for arrays, figure and settings."),
-            click.option("--draws", default=8, show_default=True, type=click.IntRange(1),
+            click.option("--draws", default=8, show_default=True, type=Count(),
                          help="Fresh noise draws of every judgement."),
-            click.option("--batch", default=32, show_default=True, type=click.IntRange(1),
+            click.option("--batch", default=32, show_default=True, type=Count(),
                          help="Images between two savings."),
-            opts.common, opts.attack, opts.gradient, opts.purifier, opts.data, opts.config,
+            opts.common, opts.attack, opts.gradient, opts.purifier, opts.data, config,
         ]  # fmt: skip
         for option in shared:
             function = option(function)
@@ -106,26 +112,15 @@ beside = click.option(
 )  # fmt: skip
 
 
-def numbers(kind: Callable[[str], Any]) -> Callable[[Any, Any, str], list[Any]]:
-    """A parser of comma-separated numbers."""
-
-    def parse(ctx: Any, param: Any, value: str) -> list[Any]:
-        try:
-            return [kind(word) for word in value.split(",") if word.strip()]
-        except ValueError:
-            raise click.BadParameter(f"expected numbers such as 1,2,8; got {value!r}") from None
-
-    return parse
-
-
-def _list(name: str, default: str, kind: Callable[[str], Any], text: str) -> Any:
-    return click.option(name, default=default, show_default=True, callback=numbers(kind), help=text)
+def _list(name: str, default: str, each: Number | Count, text: str) -> Any:
+    return click.option(name, default=default, show_default=True, type=Several(each), help=text)
 
 
 @_instrument(
     "stochasticity", "Accuracy and loss from known to fresh noise.", beside,
-    _list("--levels", "0,0.5,1", float, "Mix levels: 0 is DW-box, 1 the ordinary white-box."),
-    _list("--pools", "1,2,8,32,128", int, "Numbers of fixed draws that the attacker knows."),
+    _list("--levels", "0,0.5,1", Number(0, 1),
+          "Mix levels: 0 is DW-box, 1 the ordinary white-box."),
+    _list("--pools", "1,2,8,32,128", Count(), "Numbers of fixed draws that the attacker knows."),
 )  # fmt: skip
 def stochasticity_command(**options: Any) -> None:
     """What the attacker's knowledge of the noise takes: how much robustness is stochasticity."""
@@ -143,7 +138,7 @@ def stochasticity_command(**options: Any) -> None:
 
 @_instrument(
     "landscape", "Loss over the plane of two attack directions.",
-    click.option("--points", default=11, show_default=True, type=click.IntRange(3),
+    click.option("--points", default=11, show_default=True, type=Count(3, 999),
                  help="Grid points in each direction."),
 )  # fmt: skip
 def landscape_command(**options: Any) -> None:
@@ -176,8 +171,8 @@ def trajectories_command(**options: Any) -> None:
 
 @_instrument(
     "purification", "What the purifier does to a perturbation.",
-    _list("--t-stars", "0.05,0.1,0.2,0.3", float, "Noise levels of the grid."),
-    _list("--grid-steps", "1,2,5,10", int, "Numbers of steps of the grid."),
+    _list("--t-stars", "0.05,0.1,0.2,0.3", Number(0, above=True), "Noise levels of the grid."),
+    _list("--grid-steps", "1,2,5,10", Count(), "Numbers of steps of the grid."),
 )  # fmt: skip
 def purification_command(**options: Any) -> None:
     """Share of a perturbation removed, damage done, per step; accuracy over t* and steps."""
@@ -195,8 +190,8 @@ def purification_command(**options: Any) -> None:
 
 @_instrument(
     "gradients", "Noise of EoT gradients, approximations, what draws buy.", beside,
-    _list("--eots", "1,2,5,10,20", int, "EoT draws of the attacks that are compared."),
-    click.option("--reference", default=64, show_default=True, type=click.IntRange(2),
+    _list("--eots", "1,2,5,10,20", Count(), "EoT draws of the attacks that are compared."),
+    click.option("--reference", default=64, show_default=True, type=Count(2),
                  help="Independent draws of the expected gradient."),
 )  # fmt: skip
 def gradients_command(**options: Any) -> None:
@@ -216,7 +211,7 @@ def gradients_command(**options: Any) -> None:
 
 @_instrument(
     "transfer", "Attacked under one setting, judged under another.", beside,
-    _list("--seeds", "0,1", int, "DW-box: the seeds whose known noise is crossed."),
+    _list("--seeds", "0,1", Count(*SEED), "DW-box: the seeds whose known noise is crossed."),
 )  # fmt: skip
 def transfer_command(**options: Any) -> None:
     """A matrix: attacked in DW-box (each seed) or white-box, judged under all the others."""
@@ -275,7 +270,7 @@ def quality_command(**options: Any) -> None:
 
 @_instrument(
     "explain", "One page: where does the robustness come from?", beside,
-    click.option("--points", default=7, show_default=True, type=click.IntRange(3),
+    click.option("--points", default=7, show_default=True, type=Count(3, 999),
                  help="Grid points in each direction of the loss surface."),
 )  # fmt: skip
 def explain_command(**options: Any) -> None:
@@ -342,13 +337,13 @@ def _with(compute: Callable[..., Any]) -> Callable[[Cells], Any]:
 def _defences(options: dict[str, Any]) -> tuple[dict[str, Defended], Images, Ball]:
     """The defence of the options under its denoiser's name, and those beside it."""
     model, images = build_model(options)
-    found = {plain(Path(options["denoiser"]).name): model}
+    found = {_label(options["denoiser"]): model}
     for entry in options.get("beside", ()):
         name, _, denoiser = entry.partition("=")
-        if not (name and denoiser) or Path(name).name != name or name in (".", ".."):
+        if not (denoiser and _NAME.fullmatch(name)):
             raise ValueError(
-                f"--beside must be NAME=DENOISER, such as ADDT=digits-addt, with a "
-                f"NAME that can be a file's; got {entry}"
+                f"--beside must be NAME=DENOISER, such as ADDT=digits-addt, with a name of at most "
+                f"64 letters, digits, spaces and signs of {_SIGNS}; got {shown(entry)}"
             )
         if name in found:
             raise ValueError(f"--beside names {name!r} twice: give every denoiser its own name")
@@ -357,6 +352,12 @@ def _defences(options: dict[str, Any]) -> tuple[dict[str, Defended], Images, Bal
     said = {k: str(v) for k, v in sorted(options.items()) if k not in _APART}
     options[_DECIDES] = decides(instrument, said, found, images)
     return found, images, build_threat(options).ball
+
+
+def _label(denoiser: str) -> str:
+    """A denoiser's name as it may stand in a figure and as the name of a folder."""
+    name = re.sub(rf"[^\w{re.escape(_SIGNS)} ]", "_", plain(Path(denoiser).name)).strip(" .")
+    return name[:64] or "denoiser"
 
 
 def _only(models: dict[str, Defended]) -> Defended:

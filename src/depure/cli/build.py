@@ -9,8 +9,8 @@ import click
 import torch
 from torch import nn
 
-from depure.cli.options import RECIPE
-from depure.cli.values import ends_of_betas
+from depure.cli.options import ends_of_betas
+from depure.cli.values import Count, shown
 from depure.data import Images, cifar, digits, image_folder, is_cifar
 from depure.diffusion import (
     DDIM,
@@ -83,8 +83,8 @@ def build_backprop(options: dict[str, Any]) -> Backprop:
     name, _, number = str(options["backprop"]).partition(":")
     if name == "checkpoint":
         return Checkpoint(memory_limit(options))
-    if name == "surrogate" and number.isascii() and number.isdigit() and len(number) <= 9:
-        return Surrogate(int(number))
+    if name == "surrogate" and number:
+        return Surrogate(_steps(number))
     if name == "adjoint":
         from depure.diffusion.backprop import Adjoint
 
@@ -92,10 +92,19 @@ def build_backprop(options: dict[str, Any]) -> Backprop:
     plain: dict[str, Backprop] = {"full": Full(), "straight": Straight(), "blind": Blind()}
     if name not in plain or number:
         raise ValueError(
-            f"backprop must be checkpoint, full, straight, surrogate:STEPS, adjoint or blind; "
-            f"got {options['backprop']!r}"
+            f"--backprop must be checkpoint, full, straight, surrogate:STEPS, adjoint or blind; "
+            f"got {shown(options['backprop'])}"
         )
     return plain[name]
+
+
+def _steps(number: str) -> int:
+    try:
+        return Count(1, 100_000).parse(number)
+    except ValueError as error:
+        raise ValueError(
+            f"--backprop must be surrogate:STEPS; {shown(number)} is {error}"
+        ) from None
 
 
 def memory_limit(options: dict[str, Any]) -> int | None:

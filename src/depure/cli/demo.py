@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from depure.cli.show import console, percent
+from depure.cli.values import Count
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ denoising, of both, and the judge uses that very noise (DDIM's denoising draws n
 @click.option("--quick", is_flag=True, help="Few images, a weak attack.")
 @click.option(
     "--jobs",
-    type=click.IntRange(1),
+    type=Count(1, 4 * (os.cpu_count() or 1)),
     default=min(4, os.cpu_count() or 1),
     show_default="CPU cores, at most 4",
     help="Evaluations at a time, one thread each.",
@@ -157,7 +158,7 @@ def _work(line: list[str]) -> None:
 def _watch(rows: tuple[Row, ...], futures: dict[str, Future[None]], out: Path) -> None:
     """Bars that follow the finished shards on disk, until every row is done."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:3.0f} %"),
     )

@@ -14,13 +14,15 @@ from depure.attacks import Attack
 from depure.cli import options as opts
 from depure.cli.attacks import build_attack, build_threat
 from depure.cli.build import build_model, memory_limit
+from depure.cli.config import config
 from depure.cli.show import console, progress_bar, show_result
+from depure.cli.values import Count, shown
 from depure.evaluation import Evaluation, Result, read_saved
 from depure.reporting import report
 
 
 @click.command("evaluate", short_help="Attack a defence and report what holds.")
-@opts.config
+@config
 @opts.data
 @opts.purifier
 @opts.gradient
@@ -30,7 +32,7 @@ from depure.reporting import report
     "--draws",
     default=20,
     show_default=True,
-    type=click.IntRange(1),
+    type=Count(),
     help="Fresh noise draws an image on which the judge decides.",
 )
 @click.option(
@@ -45,7 +47,7 @@ from depure.reporting import report
     "--check-images",
     default=16,
     show_default=True,
-    type=click.IntRange(0),
+    type=Count(0),
     help="Images on which to try twice the steps and draws, and transfer (0: none).",
 )
 @click.option(
@@ -59,14 +61,14 @@ from depure.reporting import report
     "--batch",
     default=1024,
     show_default=True,
-    type=click.IntRange(1),
+    type=Count(),
     help="Most rows a forward pass; how many there are follows from their work and memory.",
 )
 @click.option(
     "--shard-size",
     default=32,
     show_default=True,
-    type=click.IntRange(1),
+    type=Count(),
     help="Images between two savings.",
 )
 @click.option(
@@ -167,6 +169,11 @@ def _whole(word: str) -> bool:
 
 def _part(text: str) -> tuple[int, int]:
     this, _, parts = text.partition("/")
-    if not (_whole(this) and _whole(parts) and 1 <= int(this) <= int(parts)):
-        raise ValueError(f"--part must be I/N with 1 <= I <= N, such as 1/4; got {text!r}")
-    return int(this) - 1, int(parts)
+    number = Count(1, 10**9)
+    try:
+        place = number.parse(this), number.parse(parts)
+    except ValueError:
+        place = 1, 0
+    if place[0] > place[1]:
+        raise ValueError(f"--part must be I/N with 1 <= I <= N, such as 1/4; got {shown(text)}")
+    return place[0] - 1, place[1]

@@ -10,6 +10,7 @@ import traceback
 import click
 
 from depure import __version__
+from depure.cli.values import Count
 
 
 class _Group(click.Group):
@@ -43,7 +44,7 @@ class _Group(click.Group):
     "--threads",
     default=1,
     show_default=True,
-    type=click.IntRange(1, 4 * (os.cpu_count() or 1)),
+    type=Count(1, 4 * (os.cpu_count() or 1)),
     help="CPU threads. One is fastest for small networks and on shared machines.",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import click
-import yaml
+
+from depure.cli.config import given_with_recipe
+from depure.cli.values import SEED, Count, Number, shown
 
 from depure.cli.values import Betas, Number
 
@@ -21,6 +21,41 @@ ATTACKS = (
     "diffhammer", "square", "spsa", "rays", "stadv", "recolor", "ppgd", "lpa", "low-frequency",
     "autoattack", "autoattack-rand", "autoattack-stochastic", "autoattack-fixed", "strongest",
 )  # fmt: skip
+
+
+class Betas(click.ParamType):  # type: ignore[type-arg]
+    """Two ends of a linear noise schedule, as text: 1e-6:0.02."""
+
+    name = "betas"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, once it is known to be right."""
+        try:
+            first, last = ends_of_betas(str(value))
+        except ValueError:
+            first, last = 0.0, 0.0
+        if not 0.0 < first <= last < 1.0:
+            self.fail(
+                f"{shown(value)} is not FIRST:LAST with 0 < FIRST <= LAST < 1, such as 1e-6:0.02",
+                param,
+                ctx,
+            )
+        return str(value)
+
+
+def ends_of_betas(text: str) -> tuple[float, float]:
+    """First and last of `FIRST:LAST`.
+
+    Raises:
+        ValueError: it is no such pair.
+    """
+    first, last = (Number().parse(part) for part in text.split(":"))
+    return first, last
+
+
+# Of an L-inf ball, and of any: the library knows what is too large for each.
+PIXELS = Number(0, 1, above=True, hint="; did you mean 8/255?")
+EPS = Number(0, above=True)
 
 
 def _stack(options: list[Callable[[Command], Command]]) -> Callable[[Command], Command]:
@@ -37,98 +72,32 @@ def _option(*names: str, **settings: Any) -> Callable[[Command], Command]:
     return click.option(*names, **settings)
 
 
-def recipe_names() -> list[str]:
-    """Published settings that `--config` knows by name."""
-    found = files("depure.recipes").iterdir()
-    return sorted(f.name.removesuffix(".yaml") for f in found if f.name.endswith(".yaml"))
-
-
-def _load_config(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Make the file's entries the defaults of this command; the command line wins."""
-    if value is None:
-        return None
-    if value in recipe_names():
-        ctx.meta[RECIPE] = value
-        text = (files("depure.recipes") / f"{value}.yaml").read_text()
-    elif Path(value).is_file():
-        try:
-            text = Path(value).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise click.BadParameter(f"{value} is not UTF-8 text") from error
-    else:
-        known = ", ".join(recipe_names())
-        raise click.BadParameter(f"{value!r} is no file and no recipe; recipes: {known}")
-    try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise click.BadParameter(f"{value} uses YAML aliases (*name): write the values out")
-        entries = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        problem = " ".join(str(error).split())
-        raise click.BadParameter(f"{value} is not valid YAML: {problem}") from error
-    if not isinstance(entries, dict):
-        raise click.BadParameter(f"{value} must hold `option: value` lines")
-    known_options = {p.name for p in ctx.command.params} - {"config"}
-    settings: dict[str, object] = {
-        str(k).replace("-", "_"): _as_typed(k, v) for k, v in entries.items()
-    }
-    if "knows" in settings:
-        settings["knows"] = [settings["knows"]]
-    unknown = sorted(set(settings) - known_options)
-    if unknown:
-        raise click.BadParameter(
-            f"{value} sets {', '.join(unknown)}, which this command does not know; "
-            f"options: {', '.join(sorted(o for o in known_options if o))}"
-        )
-    ctx.default_map = {**(ctx.default_map or {}), **settings}
-    return value
-
-
-def _as_typed(name: object, value: object) -> str:
-    """A YAML value as one would type it, so that the option's own parser judges it."""
-    if isinstance(value, list):
-        return ",".join(str(v) for v in value)
-    if value is None or isinstance(value, dict):
-        raise click.BadParameter(f"{name} has no single value: write `{name}: VALUE`")
-    return str(value)
-
-
-config = _option(
-    "--config",
-    is_eager=True,
-    expose_value=False,
-    callback=_load_config,
-    metavar="FILE|RECIPE",
-    help=(
-        "YAML file of `option: value` lines (names as here), or a recipe of published settings: "
-        + ", ".join(recipe_names())
-        + ". The command line wins."
-    ),
-)
-
 data = _stack(
     [
         _option(
             "--data",
             default="digits",
+            callback=given_with_recipe,
             metavar="digits|FOLDER",
             help="Bundled 8x8 digits (test split), or FOLDER/CLASS/image files.",
         ),
         _option(
             "--classifier",
             default="digits",
+            callback=given_with_recipe,
             metavar="digits|digits-adversarial|ARCH:FILE",
             help="Bundled classifier (trained plainly, or adversarially), or architecture and "
             "safetensors file, e.g. resnet56:FILE, or wrn-28-10:FILE as RobustBench has it.",
         ),
         _option(
             "--image-size",
-            type=click.IntRange(1),
+            type=Count(1, 8192),
             default=None,
             help="Resize and centre-crop images of a folder to this size.",
         ),
         _option(
             "--images",
-            type=click.IntRange(1),
+            type=Count(1, 10**9),
             default=None,
             help="How many images, classes balanced (all, if omitted).",
         ),
@@ -140,6 +109,7 @@ purifier = _stack(
         _option(
             "--denoiser",
             default="digits",
+            callback=given_with_recipe,
             metavar="digits|digits-addt|digits-control|FOLDER|none",
             help="Bundled diffusion model (plain, fine-tuned by ADDT, fine-tuned plainly), a "
             "folder that diffusers saved (safetensors), or none for the undefended classifier.",
@@ -151,16 +121,22 @@ purifier = _stack(
             help="Reverse rule: ancestral (small or large variance), implicit, Euler-Maruyama on "
             "the VP-SDE (DiffPure), probability-flow ODE; edm for models trained with EDM.",
         ),
-        _option("--eta", default=0.0, type=float, help="Of ddim: 0 deterministic, 1 ancestral."),
+        _option(
+            "--eta", default=0.0, type=Number(0, 1), help="Of ddim: 0 deterministic, 1 ancestral."
+        ),
         _option(
             "--churn",
             default=0.0,
-            type=click.FloatRange(0.0),
+            type=Number(0, 1e3),
             help="Of edm: S_churn (ADDT: 6, between noise levels 0.01 and 0.46, noise 1.007).",
         ),
-        _option("--s-min", default=0.01, type=float, help="Of edm with churn: lowest noise level."),
-        _option("--s-max", default=0.46, type=float, help="Of edm with churn: highest one."),
-        _option("--s-noise", default=1.007, type=float, help="Of edm with churn: its scale."),
+        _option(
+            "--s-min", default=0.01, type=Number(0), help="Of edm with churn: lowest noise level."
+        ),
+        _option("--s-max", default=0.46, type=Number(0), help="Of edm with churn: highest one."),
+        _option(
+            "--s-noise", default=1.007, type=Number(0, 10), help="Of edm with churn: its scale."
+        ),
         _option(
             "--t-star",
             default=0.1,
@@ -171,10 +147,10 @@ purifier = _stack(
         _option(
             "--steps",
             default=None,
-            type=click.IntRange(1),
+            type=Count(),
             help="Reverse steps a round (every index, if omitted).",
         ),
-        _option("--rounds", default=1, type=click.IntRange(1), help="Purifications in sequence."),
+        _option("--rounds", default=1, type=Count(), help="Purifications in sequence."),
         _option(
             "--convention",
             default="diffpure",
@@ -210,7 +186,7 @@ gradient = _stack(
         _option(
             "--memory-budget",
             default=None,
-            type=Number(least=0.0),
+            type=Number(1, 2**30),
             help="MiB that gradients may take: decides the rows run at once and the steps whose "
             "graphs are kept (default: 1024, on a GPU half of what is free).",
         ),
@@ -258,7 +234,7 @@ attack = _stack(
         _option(
             "--attack-steps",
             default=None,
-            type=click.IntRange(1),
+            type=Count(),
             help="Iterations (square, rays: queries).",
         ),
         _option(
@@ -267,7 +243,7 @@ attack = _stack(
             type=Number(),
             help="Of pgd: size of one iteration (default: eps/4 for linf, eps/5 for l2).",
         ),
-        _option("--eot", default=None, type=click.IntRange(1), help="Noise draws an iteration."),
+        _option("--eot", default=None, type=Count(), help="Noise draws an iteration."),
         _option(
             "--average",
             default=None,
@@ -293,10 +269,8 @@ attack = _stack(
             "purifier (kept where 150 draws confirm it), one step down or up the diffusion "
             "model's score.",
         ),
-        _option("--restarts", default=None, type=click.IntRange(1), help="Of apgd and fab."),
-        _option(
-            "--targets", default=None, type=click.IntRange(1), help="Classes apgd-t and fab try."
-        ),
+        _option("--restarts", default=None, type=Count(), help="Of apgd and fab."),
+        _option("--targets", default=None, type=Count(), help="Classes apgd-t and fab try."),
         _option(
             "--target",
             default=None,
@@ -306,19 +280,19 @@ attack = _stack(
         _option(
             "--queries",
             default=None,
-            type=click.IntRange(1),
+            type=Count(),
             help="Of autoattack and -stochastic: Square's (square itself: --attack-steps).",
         ),
         _option(
             "--calls",
             default=None,
-            type=click.IntRange(1),
+            type=Count(1, 10**9),
             help="Of strongest: network calls an image (default: 2000).",
         ),
         _option(
             "--chunk",
             default=None,
-            type=click.IntRange(1),
+            type=Count(),
             help="Most rows a forward pass (default: what work and memory of a row suggest).",
         ),
         _option(
@@ -331,14 +305,14 @@ attack = _stack(
         _option(
             "--pool",
             default=1,
-            type=click.IntRange(1),
+            type=Count(),
             help="Fixed draws an image has of the known noise; the attacker knows all of them, "
             "not which comes (DW-semi-128: 128).",
         ),
         _option(
             "--mix",
             default=0.0,
-            type=click.FloatRange(0.0, 1.0),
+            type=Number(0, 1),
             help="Fresh share of the known noise: 0 is DW-box, 1 the ordinary white-box.",
         ),
     ]
@@ -346,7 +320,7 @@ attack = _stack(
 
 common = _stack(
     [
-        _option("--seed", default=0, type=int, help="Of all randomness."),
+        _option("--seed", default=0, type=Count(*SEED), help="Of all randomness."),
         _option("--device", default="cpu", help="cpu, cuda, cuda:1, mps."),
     ]
 )

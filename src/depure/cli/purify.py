@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from depure.cli import options as opts
 from depure.cli.build import build_purifier, channels_of, check_size
+from depure.cli.config import config
 from depure.cli.show import console, progress_bar
+from depure.cli.values import Count
 from depure.data import list_images, read_image, write_image
 from depure.noise import Noise
 from depure.purify import Purifier
@@ -21,18 +24,16 @@ from depure.purify import Purifier
 @click.command("purify", short_help="Purify a file or folder of images.")
 @click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUTPUT", type=click.Path(path_type=Path))
-@opts.config
+@config
 @opts.purifier
 @opts.common
 @click.option(
     "--image-size",
-    type=click.IntRange(1),
+    type=Count(1, 8192),
     default=None,
     help="Resize and centre-crop to this size first.",
 )
-@click.option(
-    "--batch", default=32, show_default=True, type=click.IntRange(1), help="Images at a time."
-)
+@click.option("--batch", default=32, show_default=True, type=Count(), help="Images at a time.")
 @click.option(
     "--contact-sheet",
     type=click.Path(path_type=Path),
@@ -134,7 +135,7 @@ def _purify(
 
 def _index(name: str) -> int:
     """The number that keys an image's noise: from its name, whatever files lie beside it."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big") >> 1
 
 
 def _sheet(seen: list[tuple[str, Tensor, Tensor]], path: Path) -> None:

@@ -18,12 +18,14 @@ from rich.text import Text
 from depure.evaluation import Estimate, GradientCheck, Result
 from depure.evaluation.run import Progress as Report
 
-_MARKS = {"pass": "[green]✓ pass[/]", "warn": "[yellow]! warn[/]", "fail": "[red]✗ fail[/]"}
+_MARKS = {
+    "pass": Text("✓ pass", "green"), "warn": Text("! warn", "yellow"), "fail": Text("✗ fail", "red")
+}  # fmt: skip
 
 
 def console(quiet: bool = False) -> Console:
-    """Standard output; names and paths are plain text, rich drops colours out of place."""
-    return Console(highlight=False, soft_wrap=True, quiet=quiet, markup=False)
+    """Standard output; texts are shown as they are, brackets and all."""
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
 
 
 @contextmanager
@@ -32,7 +34,7 @@ def progress_bar(
 ) -> Iterator[Report]:
     """A bar on standard error with time left; yields `(done, total) -> None`."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
         TimeElapsedColumn(),
@@ -79,8 +81,7 @@ def show_result(result: Result, page: Path) -> None:
     out.print(table)
     out.print(f"n = {results['images']} images, {results['draws']} fresh draw(s) each")
     for check in result.card["checks"]:
-        mark = Text.from_markup(_MARKS[check["verdict"]])
-        out.print(mark.append(f"  {check['name']}: {check['text']}"))
+        out.print(_MARKS[check["verdict"]] + Text(f"  {check['name']}: {check['text']}"))
     out.print(f"report: {page}")
 
 

@@ -17,8 +17,9 @@ from torch import nn
 from depure.cli import train_options as opts
 from depure.cli.build import load_images
 from depure.cli.checks import classifier_measure, denoiser_measure, sample_sheet
+from depure.cli.config import config
 from depure.cli.monitor import Measure, Monitor
-from depure.cli.options import common, config
+from depure.cli.options import common
 from depure.cli.show import console, plain_warnings, progress_bar
 from depure.cli.train_folder import RECORD, Folder
 from depure.data import Images
@@ -140,8 +141,8 @@ def diffusion_command(**options: Any) -> None:
     images, held = _data(options)
     with seeded(options["seed"]):
         network = new_unet(
-            images.x.shape[-1], images.x.shape[1], _numbers(options, "widths"),
-            layers=options["layers"], attention=_numbers(options, "attention"),
+            images.x.shape[-1], images.x.shape[1], options["widths"],
+            layers=options["layers"], attention=options["attention"],
             dropout=options["dropout"] or 0.0,
         )  # fmt: skip
     family, schedule = _family(options, VPDiscrete.linear())
@@ -303,7 +304,7 @@ def _train(
 
 
 def _say(text: str) -> None:
-    console().print(text, markup=False)
+    console().print(text)
 
 
 def _data(options: dict[str, Any]) -> tuple[Images, Images]:
@@ -359,14 +360,6 @@ def _check_guide(guide: nn.Module, images: Images) -> None:
             f"the guide tells {logits.shape[1]} classes apart; the data have "
             f"{len(images.classes)}: choose a classifier trained on these classes"
         )
-
-
-def _numbers(options: dict[str, Any], name: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in options[name].split(",") if word.strip())
-    except ValueError:
-        raise ValueError(f"--{name} must be whole numbers such as 32,64; got {options[name]!r}") \
-            from None  # fmt: skip
 
 
 def _many() -> bool:

@@ -9,11 +9,12 @@ import click
 
 from depure.cli import options as opts
 from depure.cli.build import build_backprop, build_model
+from depure.cli.config import config
 from depure.cli.show import show_gradient_check
 
 
 @click.command("verify-gradient", short_help="Prove a defence's gradient, or refuse it.")
-@opts.config
+@config
 @opts.data
 @opts.purifier
 @opts.gradient
