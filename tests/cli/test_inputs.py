@@ -21,7 +21,7 @@ SMALL = ["--images", "2", "--steps", "1", "--draws", "2", "--attack-steps", "1",
 
 @pytest.mark.parametrize("eps", ["1e99999999", "nan", "inf", "1/0", "²", "", "1/2/3", "-inf"])
 def test_numbers_are_finite_and_cost_nothing_to_read(eps: str) -> None:
-    with pytest.raises(click.BadParameter, match="not a number or a fraction"):
+    with pytest.raises(click.BadParameter, match="a number or a fraction"):
         evaluate.make_context("evaluate", ["--eps", eps])
 
 
@@ -31,7 +31,7 @@ def test_fractions_are_read() -> None:
 
 @pytest.mark.parametrize("limit", ["inf", "nan", "-1"])
 def test_memory_limits_are_numbers(limit: str) -> None:
-    with pytest.raises(click.BadParameter, match="not a number"):
+    with pytest.raises(click.BadParameter, match="number"):
         evaluate.make_context("evaluate", ["--memory-budget", limit])
 
 
@@ -41,8 +41,8 @@ def test_memory_limits_are_numbers(limit: str) -> None:
         (["--part", "²/²"], "--part must be I/N"),
         (["--backprop", "surrogate:²"], "backprop must be"),
         (["--device", "x"], "device 'x' is not available"),
-        (["--eps", "8"], r"at most 1; got 8: did you mean 8/255\?"),
-        (["--config", "diffpure-cifar10-linf"], "name them with --data"),
+        (["--eps", "8"], r"at most 1, .*did you mean 8/255\?"),
+        (["--config", "diffpure-cifar10-linf"], "not for the bundled digits: give --data"),
     ],
 )
 def test_what_is_wrong_is_named(words: list[str], message: str, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_threads_are_bounded() -> None:
 def test_yaml_aliases_are_refused(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40)]
     (tmp_path / "c.yaml").write_text("\n".join(lines))
-    with pytest.raises(click.BadParameter, match="YAML aliases"):
+    with pytest.raises(click.BadParameter, match="aliases have no place here"):
         evaluate.make_context("evaluate", ["--config", str(tmp_path / "c.yaml")])
 
 

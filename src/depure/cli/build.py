@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import click
 import torch
 from torch import nn
 
-from depure.cli.options import ends_of_betas
-from depure.cli.values import Count, shown
+from depure.cli.values import Count, ends_of_betas, shown
 from depure.data import Images, cifar, digits, image_folder, is_cifar
 from depure.diffusion import (
     DDIM,
@@ -51,7 +49,6 @@ def load_images(
 ) -> Images:
     """The bundled digits, CIFAR as it lies on disk, or a folder of images (which has no split)."""
     if name == "digits":
-        _refuse_recipe()
         found = digits(split)
         return found if limit is None else found.sample(limit)
     if is_cifar(Path(name)):
@@ -61,17 +58,6 @@ def load_images(
             )
         return cifar(Path(name), split, limit=limit)
     return image_folder(Path(name), size=size, channels=channels, limit=limit)
-
-
-def _refuse_recipe() -> None:
-    """Published settings say nothing on images that they were not made for."""
-    context = click.get_current_context(silent=True)
-    recipe = context.meta.get(RECIPE) if context is not None else None
-    if recipe is not None:
-        raise ValueError(
-            f"--config {recipe} holds settings published for other images than the bundled "
-            f"digits: name them with --data, and the models with --classifier and --denoiser"
-        )
 
 
 def build_backprop(options: dict[str, Any]) -> Backprop:

@@ -8,11 +8,8 @@ from typing import Any
 import click
 
 from depure.cli.config import given_with_recipe
-from depure.cli.values import SEED, Count, Number, shown
+from depure.cli.values import SEED, Betas, Count, Number
 
-from depure.cli.values import Betas, Number
-
-RECIPE = "depure.recipe"  # the key of its name in a context's notes
 Command = Callable[..., Any]
 
 ATTACKS = (
@@ -23,37 +20,6 @@ ATTACKS = (
 )  # fmt: skip
 
 
-class Betas(click.ParamType):  # type: ignore[type-arg]
-    """Two ends of a linear noise schedule, as text: 1e-6:0.02."""
-
-    name = "betas"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The text, once it is known to be right."""
-        try:
-            first, last = ends_of_betas(str(value))
-        except ValueError:
-            first, last = 0.0, 0.0
-        if not 0.0 < first <= last < 1.0:
-            self.fail(
-                f"{shown(value)} is not FIRST:LAST with 0 < FIRST <= LAST < 1, such as 1e-6:0.02",
-                param,
-                ctx,
-            )
-        return str(value)
-
-
-def ends_of_betas(text: str) -> tuple[float, float]:
-    """First and last of `FIRST:LAST`.
-
-    Raises:
-        ValueError: it is no such pair.
-    """
-    first, last = (Number().parse(part) for part in text.split(":"))
-    return first, last
-
-
-# Of an L-inf ball, and of any: the library knows what is too large for each.
 PIXELS = Number(0, 1, above=True, hint="; did you mean 8/255?")
 EPS = Number(0, above=True)
 
