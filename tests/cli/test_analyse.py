@@ -101,5 +101,5 @@ def test_bad_input(fails):
     fails(f"analyse stochasticity {TINY} --beside digits-addt", "--beside must be NAME=DENOISER")
     fails(f"analyse stochasticity {TINY} --beside digits=digits-addt", "names 'digits' twice")
     fails(f"analyse landscape {TINY} --attack square", "this instrument follows PGD")
-    fails(f"analyse stochasticity {TINY} --levels a", "expected numbers such as 1,2,8")
+    fails(f"analyse stochasticity {TINY} --levels a", "list of numbers such as")
     fails(f"analyse stochasticity {TINY} --denoiser none", "no noise")
