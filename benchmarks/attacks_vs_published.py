@@ -1,12 +1,12 @@
 """Our attacks against the published programs: the same images, classifier and budgets.
 
-    git clone https://github.com/fra31/auto-attack /tmp/auto-attack
-    python benchmarks/attacks_vs_published.py --published /tmp/auto-attack \\
-        --data /tmp/cifar/test --classifier resnet56:resnet56-cifar10.safetensors --images 100
+    git clone https://github.com/fra31/auto-attack auto-attack
+    python benchmarks/attacks_vs_published.py --published auto-attack \\
+        --data cifar/test --classifier resnet56:resnet56-cifar10.safetensors --images 100
 
 An adversarially trained network, of minutes (500 images of it are in attacks_vs_published_at.md):
 
-    depure train adversarial --preset cifar10-small --arch small-cnn --data /tmp/cifar/train \\
+    depure train adversarial --preset cifar10-small --arch small-cnn --data cifar/train \\
         --updates 700 --batch 64 --attack-steps 2 --step-size 6/255 --seed 0 --out runs/cifar/at
 
 The model is deterministic: a classifier without purifier. Images it gets wrong count as wrong for

@@ -1,10 +1,10 @@
 """Our StAdv, ReColorAdv, PPGD, LPA and LowFrequency against the published programs.
 
-    git clone https://github.com/cassidylaidlaw/perceptual-advex /tmp/pub/perceptual-advex
-    git clone https://github.com/cassidylaidlaw/ReColorAdv /tmp/pub/ReColorAdv
-    git clone https://github.com/andrekassis/DiffBreak /tmp/pub/DiffBreak
-    python benchmarks/published_unseen.py --perceptual-advex /tmp/pub/perceptual-advex \\
-        --recoloradv /tmp/pub/ReColorAdv --diffbreak /tmp/pub/DiffBreak --data /tmp/cifar/test \\
+    git clone https://github.com/cassidylaidlaw/perceptual-advex perceptual-advex
+    git clone https://github.com/cassidylaidlaw/ReColorAdv ReColorAdv
+    git clone https://github.com/andrekassis/DiffBreak DiffBreak
+    python benchmarks/published_unseen.py --perceptual-advex perceptual-advex \\
+        --recoloradv ReColorAdv --diffbreak DiffBreak --data cifar/test \\
         --classifier small-cnn:runs/cifar/at/classifier.safetensors --images 500
 
 The model is deterministic: a classifier without purifier (see attacks_vs_published.py for how the

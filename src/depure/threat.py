@@ -91,7 +91,7 @@ def _per_image(values: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Linf(Ball):
-    """Every pixel changes by at most eps."""
+    """Every pixel changes by at most eps, which is at most 1."""
 
     eps: float = 8 / 255
 

@@ -26,13 +26,14 @@ from depure.attacks import (
     Transfer,
     autoattack,
 )
-from depure.data import Images
+from depure.data import Images, digits
 from depure.evaluation import Evaluation, evaluate
 from depure.evaluation.checks import _doubled
 from depure.noise import Noise
 from depure.pieces import Pieces, read_config
 from depure.purify import BPDA, Defended, Identity, Purifier
 from depure.threat import Linf, Threat
+from depure.zoo import load_classifier
 
 
 class Jitter(Purifier):
@@ -636,3 +637,17 @@ def test_a_source_with_another_gradient_is_another_run(images, tmp_path):
     other = StandIn(PGD(steps=2), Defended(Jitter(), Head()))
     with pytest.raises(ValueError, match=r"attack\.source"):
         evaluate(MODEL, images, other, THREAT, out=tmp_path, **SETTINGS)
+
+
+def test_clean_accuracy_at_chance_is_a_warning():
+    some = digits("test").sample(20)
+    moved = Images(some.x, (some.y + 1) % 10, some.index, some.classes, some.name)
+    model = Defended(Identity(), load_classifier("digits"))
+    names = []
+    for images in (some, moved):
+        result = evaluate(
+            model, images, PGD(steps=1, eot=1), Threat(Linf(0.1)), draws=1, check_images=0
+        )
+        names.append({c["name"]: c["verdict"] for c in result.card["checks"]})
+    assert "labels" not in names[0]
+    assert names[1]["labels"] == "warn"

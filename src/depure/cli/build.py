@@ -9,8 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from depure.cli.options import ends_of_betas
-from depure.cli.values import Count, shown, told
+from depure.cli.values import Count, ends_of_betas, shown, told
 from depure.data import Images, cifar, digits, image_folder, is_cifar
 from depure.diffusion import (
     DDIM,
@@ -148,6 +147,7 @@ def _heun(options: dict[str, Any]) -> Heun:
 
 def build_purifier(options: dict[str, Any]) -> Purifier:
     """The defence, or `Identity` for the denoiser "none"."""
+    check_device(options["device"])
     if options["denoiser"] == "none":
         return Identity()
     denoiser = named("--denoiser", lambda: load_denoiser(options["denoiser"]))

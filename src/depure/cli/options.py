@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from depure.cli.config import given_with_recipe
-from depure.cli.values import SEED, Count, Number, shown
+from depure.cli.values import SEED, Betas, Count, Number
 
 Command = Callable[..., Any]
 
@@ -18,36 +18,6 @@ ATTACKS = (
     "diffhammer", "square", "spsa", "rays", "stadv", "recolor", "ppgd", "lpa", "low-frequency",
     "autoattack", "autoattack-rand", "autoattack-stochastic", "autoattack-fixed", "strongest",
 )  # fmt: skip
-
-
-class Betas(click.ParamType):  # type: ignore[type-arg]
-    """Two ends of a linear noise schedule, as text: 1e-6:0.02."""
-
-    name = "betas"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The text, once it is known to be right."""
-        try:
-            first, last = ends_of_betas(str(value))
-        except ValueError:
-            first, last = 0.0, 0.0
-        if not 0.0 < first <= last < 1.0:
-            self.fail(
-                f"{shown(value)} is not FIRST:LAST with 0 < FIRST <= LAST < 1, such as 1e-6:0.02",
-                param,
-                ctx,
-            )
-        return str(value)
-
-
-def ends_of_betas(text: str) -> tuple[float, float]:
-    """First and last of `FIRST:LAST`.
-
-    Raises:
-        ValueError: it is no such pair.
-    """
-    first, last = (Number().parse(part) for part in text.split(":"))
-    return first, last
 
 
 # Of an L-inf ball, and of any: the library knows what is too large for each.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from depure.cli import options as opts
-from depure.cli.build import build_purifier, channels_of, check_device, check_size
+from depure.cli.build import build_purifier, channels_of, check_size
 from depure.cli.config import config
 from depure.cli.show import console, progress_bar
 from depure.cli.values import Count
@@ -57,7 +57,6 @@ def command(source: Path, target: Path, **options: Any) -> int:
         raise ValueError("INPUT and OUTPUT are the same: name another OUTPUT")
     if options["denoiser"] == "none":
         raise ValueError("--denoiser none purifies nothing: name a diffusion model")
-    check_device(options["device"])
     purifier = build_purifier(options)
     pairs = _pairs(source, target)
     todo = [p for p in pairs if options["overwrite"] or not p[1].exists()]

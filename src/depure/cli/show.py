@@ -67,7 +67,8 @@ def percent(estimate: Estimate) -> str:
 def show_result(result: Result, page: Path) -> None:
     """The headline, the checks and where the report lies."""
     out, results = console(), result.card["results"]
-    table = Table(title=f"{result.card['title']}: accuracy in %, 95 % confidence intervals")
+    title = Text(f"{result.card['title']}: accuracy in %, 95 % confidence intervals")
+    table = Table(title=title)
     table.add_column("", no_wrap=True)
     for name in ("no attack (null control)", "under attack"):
         table.add_column(name, justify="right", no_wrap=True)

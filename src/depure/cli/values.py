@@ -153,3 +153,33 @@ class Several(_Checked):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """A text, or a tuple that was converted already."""
         return value if isinstance(value, tuple) else super().convert(value, param, ctx)
+
+
+class Betas(click.ParamType):  # type: ignore[type-arg]
+    """Two ends of a linear noise schedule, as text: 1e-6:0.02."""
+
+    name = "betas"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, once it is known to be right."""
+        try:
+            first, last = ends_of_betas(str(value))
+        except ValueError:
+            first, last = 0.0, 0.0
+        if not 0.0 < first <= last < 1.0:
+            self.fail(
+                f"{shown(value)} is not FIRST:LAST with 0 < FIRST <= LAST < 1, such as 1e-6:0.02",
+                param,
+                ctx,
+            )
+        return str(value)
+
+
+def ends_of_betas(text: str) -> tuple[float, float]:
+    """First and last of `FIRST:LAST`.
+
+    Raises:
+        ValueError: it is no such pair.
+    """
+    first, last = (Number().parse(part) for part in text.split(":"))
+    return first, last

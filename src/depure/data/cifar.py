@@ -122,8 +122,9 @@ class _Layout:
         try:
             return parse(file.read_bytes(), self)
         except ValueError as error:
+            reason = "no UTF-8 text" if isinstance(error, UnicodeError) else error
             raise ValueError(
-                f"cannot read {file} ({error}): download and unpack {self.archive} again"
+                f"cannot read {file} ({reason}): download and unpack {self.archive} again"
             ) from error
 
 
@@ -189,10 +190,7 @@ def _batch(content: bytes, layout: _Layout) -> tuple[NDArray[np.uint8], NDArray[
 
 
 def _listed(content: bytes, layout: _Layout) -> tuple[str, ...]:
-    try:
-        lines = [line.strip() for line in content.decode().splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start} is no UTF-8 text") from error
+    lines = (line.strip() for line in content.decode().splitlines())
     return _check_names([line for line in lines if line], layout)
 
 

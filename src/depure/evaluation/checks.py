@@ -93,6 +93,7 @@ def cheap_checks(trial: Trial, shard: Shard, gradient_check: GradientCheck) -> l
         _ball(trial, shard),
         _finite(shard),
         _answers(shard),
+        *_chance(trial, shard),
         *_vanishing(shard),
         *(_rises(shard) if heard != "aims" else []),
         *(_moving_target(shard) if heard == "proposal" else []),
@@ -236,6 +237,20 @@ def _no_logits(out: Tensor) -> str | None:
     if (out.sum(1) - 1).abs().max() < 1e-4:
         return "outputs look like probabilities: remove the softmax"
     return "all outputs lie in [0, 1], as those of a sigmoid do: remove it if there is one"
+
+
+def _chance(trial: Trial, shard: Shard) -> list[Check]:
+    """A warning where the clean images are right no more often than by guessing."""
+    classes = len(trial.images.classes)
+    clean = statistics.mean_accuracy((shard.clean == shard.y[:, None]).numpy())
+    if classes < 2 or clean.value > 1.0 / classes:
+        return []
+    text = (
+        f"clean accuracy {100 * clean.value:.1f} % is no better than guessing among {classes} "
+        f"classes: the labels may not be numbered as the classifier's, or the images not be scaled "
+        f"as it expects"
+    )
+    return [Check("labels", "warn", text)]
 
 
 def _ball(trial: Trial, shard: Shard) -> Check:

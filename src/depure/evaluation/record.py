@@ -23,7 +23,7 @@ from depure.purify.defended import Defended
 from depure.threat import Ball, Threat
 from depure.weights import fingerprint
 
-SCHEMA = "depure.card/1"
+SCHEMA = "depure.card/2"
 _SPEED_ONLY = ("chunk",)  # settings that cannot change a result
 
 

@@ -115,7 +115,7 @@ class Evaluation:
         return Pieces(self.folder, read_config(self.folder / "config.json")[1])
 
     def prepare(self) -> GradientCheck:
-        """Make or re-open the folder and certify the gradient.
+        """Make or re-open the folder and check the gradient.
 
         Raises:
             ValueError: if the folder holds a run of another configuration, or one that other
@@ -180,7 +180,9 @@ class Evaluation:
         path, some = self.folder / "gradient_check.json", self.images[slice(0, 2)]
         if self.gradient_check == "none":
             return not_judged("NOT CHECKED: --gradient-check none", len(some))
-        short, chunk = self.gradient_check == "short", rows_at_once(some.x, self.batch)
+        short, draws = self.gradient_check == "short", getattr(self.attack, "eot", 1)
+        most = min(self.shard_size, len(self.images)) * draws  # that an attack has to ask for
+        chunk = min(rows_at_once(some.x, self.batch), most)
         key = key_of(self.model, {**self.description(), "short": short}, chunk)
         known = self._pieces.read_json(path.name) if path.exists() else {}
         if known.pop("key", None) == key:
@@ -337,7 +339,7 @@ def evaluate(
 ) -> Result:
     """Attack a defence and judge it on fresh draws: clean and robust accuracy with intervals.
 
-    The gradient is certified first and a broken one refused. Every image is scored on `draws`
+    The gradient is checked first and a broken one refused. Every image is scored on `draws`
     draws that the attack never used, before the attack (the null control) and after it. Stopped
     at any moment and called again with the same `out`, it continues and ends with the same
     numbers; neither `batch` nor `shard_size` changes an outcome beyond float rounding.
@@ -351,16 +353,13 @@ def evaluate(
         seed: of all randomness.
         out: run folder; a temporary one, deleted at the end, if omitted.
         shard_size: images per shard, attacked together; a stopped one goes on inside.
-        batch: most rows of a forward pass; 1 judges a defence whose answers depend on the images
-            beside (refused otherwise) one image at a time. How many there are follows from the
-            work of a row and from `memory_limit`, is kept in `out` and changes only rounding.
-        memory_limit: bytes that gradients may take; None: the purifier's own limit, or 1 GiB (half
-            of the free memory on a GPU). Where memory runs out all the same, the run goes on with
-            half of the rows, and says so.
+        batch: most rows of a forward pass, see `plan_chunk`; 1 judges a defence whose answers
+            depend on the images beside (refused otherwise) one image at a time.
+        memory_limit: bytes that gradients may take, see `plan_chunk`; where memory runs out all the
+            same, the run goes on with half of the rows, and says so.
         check_images: images for the checks that attack again (more steps, more draws,
             transfer); 0 leaves them out.
-        gradient_check: look at up to 12 points ("full"), at 3 ("short"), or at none, which the
-            card and a warning say.
+        gradient_check: at up to 12 points ("full"), at 3 ("short"), or none, with a warning.
         title: what a report calls the run.
         command: the command that repeats the run, for the record.
         progress: called with images done (in fractions, while attacking) and images in all.
