@@ -207,7 +207,7 @@ attack = _stack(
         _option(
             "--step-size",
             default=None,
-            type=Number(),
+            type=EPS,
             help="Of pgd: size of one iteration (default: eps/4 for linf, eps/5 for l2).",
         ),
         _option("--eot", default=None, type=Count(), help="Noise draws an iteration."),

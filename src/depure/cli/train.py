@@ -107,6 +107,8 @@ def adversarial_command(**options: Any) -> None:
 
 def _train_classifier(options: dict[str, Any], objective: Objective) -> None:
     images, held = _data(options)
+    if isinstance(objective, PGDTraining | TRADES):
+        objective.ball.check_images(images.x)
     with seeded(options["seed"]):
         network = new_classifier(options["arch"], images.x.shape[1], len(images.classes))
     arch = "small-cnn" if options["arch"].startswith("small-cnn") else options["arch"]
