@@ -351,10 +351,14 @@ SCHEDULER = "scheduler/scheduler_config.json"
         (lambda f: truncate(f / CONFIG), ValueError, "config.json is not valid JSON"),
         (lambda f: (f / CONFIG).write_text("[1, 2]"), ValueError, "config.json .* JSON list"),
         (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe{}"), ValueError, "is not valid JSON"),
-        (lambda f: (f / SCHEDULER).write_text("null"), ValueError, "scheduler_config.json holds"),
+        (
+            lambda f: (f / SCHEDULER).write_text("null"),
+            ValueError,
+            "a JSON NoneType; expected an object",
+        ),
         (lambda f: change(f / CONFIG, block_out_channels=[8, 16]), ValueError, "does not fit UNet"),
-        (lambda f: change(f / CONFIG, norm_num_groups=3), ValueError, "no UNet that can be built"),
-        (lambda f: change(f / CONFIG, down_block_types=["None"]), ValueError, "no UNet that can"),
+        (lambda f: change(f / CONFIG, norm_num_groups=3), ValueError, "no UNet can be built"),
+        (lambda f: change(f / CONFIG, down_block_types=["None"]), ValueError, "no UNet can"),
         (lambda f: change(f / CONFIG, _class_name="Unknown"), ValueError, "expected a UNet2DModel"),
         (
             lambda f: change(f / SCHEDULER, beta_schedule="sigmoid"),

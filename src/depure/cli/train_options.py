@@ -60,7 +60,7 @@ def training(*, updates: int, lr: float, rate: str, out: str) -> Callable[[Comma
             _option("--updates", default=updates, type=Count(1, 10**9), help="Optimiser steps."),
             _option("--batch", default=64, type=Count(),
                     help="Images an update, over all processes."),
-            _option("--lr", default=lr, type=Number(0, 1e3, above=True),
+            _option("--lr", default=lr, type=Number(0, 1e30, above=True),
                     help="Learning rate of AdamW."),
             _option("--rate", default=rate, type=click.Choice(["constant", "cosine"]),
                     help="cosine climbs for a tenth of the updates, then falls to 0."),
