@@ -158,6 +158,15 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def _kind(value: object) -> str:
+    """What JSON calls a value that is no object."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, list):
+        return "an array"
+    return "a text" if isinstance(value, str) else "a number"
+
+
 def parse_json(data: bytes) -> dict[str, Any]:
     """The JSON object of some bytes; NaN and infinity, which JSON does not know, are refused.
 
@@ -176,7 +185,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("its entries are nested too deeply") from error
     if not isinstance(found, dict):
-        raise ValueError(f"it holds a JSON {type(found).__name__}; expected an object")
+        raise ValueError(f"it holds {_kind(found)}; expected a JSON object")
     return found
 
 

@@ -349,12 +349,16 @@ SCHEDULER = "scheduler/scheduler_config.json"
         (lambda f: (f / WEIGHTS).write_bytes(b""), ValueError, "damaged or no safetensors"),
         (lambda f: (f / WEIGHTS).write_bytes(b"\x80\x04K\x01."), ValueError, "damaged or no"),
         (lambda f: truncate(f / CONFIG), ValueError, "config.json is not valid JSON"),
-        (lambda f: (f / CONFIG).write_text("[1, 2]"), ValueError, "config.json .* JSON list"),
+        (
+            lambda f: (f / CONFIG).write_text("[1, 2]"),
+            ValueError,
+            "config.json .* it holds an array",
+        ),
         (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe{}"), ValueError, "is not valid JSON"),
         (
             lambda f: (f / SCHEDULER).write_text("null"),
             ValueError,
-            "a JSON NoneType; expected an object",
+            "it holds null; expected a JSON object",
         ),
         (lambda f: change(f / CONFIG, block_out_channels=[8, 16]), ValueError, "does not fit UNet"),
         (lambda f: change(f / CONFIG, norm_num_groups=3), ValueError, "no UNet can be built"),

@@ -217,7 +217,7 @@ def test_broken_unet_folders(pipeline: tuple[Path, UNet2DModel], tmp_path: Path)
     ("text", "message"),
     [
         ("{", "not valid JSON"),
-        ("[]", "holds a JSON list"),
+        ("[]", "holds an array; expected a JSON object"),
         (json.dumps({"_class_name": "UNet2DConditionModel"}), "describes 'UNet2DConditionModel'"),
     ],
 )

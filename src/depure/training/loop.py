@@ -88,7 +88,7 @@ def check_positive(**numbers: float) -> None:
     """
     for name, value in numbers.items():
         if not isinstance(value, Real) or not 0 < value < math.inf:
-            finite_too = " and finite" if value == math.inf else ""
+            finite_too = " and finite" if isinstance(value, Real) and value == math.inf else ""
             raise ValueError(f"{name} must be above 0{finite_too}; got {value!r:.60}")
 
 
