@@ -352,7 +352,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
         (
             lambda f: (f / CONFIG).write_text("[1, 2]"),
             ValueError,
-            "config.json .* it holds an array",
+            "config.json .*it holds an array",
         ),
         (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe{}"), ValueError, "is not valid JSON"),
         (
