@@ -144,3 +144,15 @@ def test_signature(make_denoiser: Callable[..., Denoiser]) -> None:
         "TinyNet(467 weights, v, "
         "VPDiscrete(T=1000, betas=0.0001..0.02, middle alpha_bar=0.077796658))"
     )
+
+
+def test_a_network_that_cannot_run_with_its_settings_is_named():
+    class Misled(torch.nn.Module):
+        scale = "2"
+
+        def forward(self, x, t):
+            return x / self.scale
+
+    denoiser = Denoiser(Misled(), VPDiscrete.linear())
+    with pytest.raises(ValueError, match="Misled does not run on images of shape"):
+        denoiser(torch.zeros(1, 1, 4, 4), 3)

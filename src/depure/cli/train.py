@@ -354,6 +354,11 @@ def _check_start(start: Denoiser, images: Images) -> None:
             f"the denoiser takes images of {channels}x{size}x{size}; the data are "
             f"{'x'.join(str(n) for n in images.x.shape[1:])}: choose another, or --image-size"
         )
+    try:
+        with torch.no_grad():
+            start.network(images.x[:1], torch.ones(1))
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"--denoiser: its network does not run on the data: {error}") from error
 
 
 def _check_guide(guide: nn.Module, images: Images) -> None:

@@ -107,9 +107,15 @@ class Denoiser(nn.Module):
     def _predict(self, x: Tensor, t: Time) -> Tensor:
         label = self.schedule.label(t)
         dtype = torch.int64 if isinstance(label, int) else x.dtype
-        out: object = self.network(
-            x, torch.full((x.shape[0],), label, dtype=dtype, device=x.device)
-        )
+        times = torch.full((x.shape[0],), label, dtype=dtype, device=x.device)
+        try:
+            out: object = self.network(x, times)
+        except TypeError as error:  # a setting of the wrong type, noticed where it is used
+            raise ValueError(
+                f"the denoising network {type(self.network).__name__} does not run on images of "
+                f"shape {tuple(x.shape)}: a setting in its configuration, or an argument of its "
+                f"forward method, is not what it expects"
+            ) from error
         out = getattr(out, "sample", out)
         out = out[0] if isinstance(out, tuple) and out else out
         if not isinstance(out, Tensor):
