@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
@@ -41,19 +40,20 @@ from pathlib import Path
 from typing import Any
 
 from fuzz import import_all
+from kills_watch import Operation, Watcher, cut_weights
 
 EVALUATE = (
     "evaluate --images 4 --shard-size 2 --steps 1 --draws 2 --attack-steps 2 --eot 1 "
-    "--check-images 2 --out run"
+    "--check-images 1 --out run"
 )
-TRAIN = "--images 32 --updates 6 --batch 8 --save-every 2 --check-every 3 --check-images 8"
-DIFFUSION = "--widths 32 --out run"
+CLASSIFIER = "--images 32 --updates 6 --batch 8 --save-every 2 --check-every 3 --check-images 8"
+DENOISER = "--images 16 --updates 4 --batch 8 --save-every 2 --check-every 2 --check-images 2"
 ANALYSE = "--images 4 --shard-size 2 --steps 1 --attack-steps 1 --eot 1 --draws 2 --out run"
 JOBS = {
     "evaluate": EVALUATE,
-    "train classifier": f"train classifier {TRAIN} --arch small-cnn-8 --out run",
-    "train diffusion": f"train diffusion {TRAIN} {DIFFUSION}",
-    "train addt": f"train addt {TRAIN} --iterations 1 --out run",
+    "train classifier": f"train classifier {CLASSIFIER} --arch small-cnn-8 --out run",
+    "train diffusion": f"train diffusion {DENOISER} --widths 32 --out run",
+    "train addt": f"train addt {DENOISER} --iterations 1 --out run",
     "analyse": f"analyse stochasticity {ANALYSE}",
     "purify": "purify pictures run --steps 1 --batch 1",
 }
@@ -63,11 +63,10 @@ BLOCKED = {  # what lies where a training writes
     "train addt": ("run/unet", "run/scheduler"),
 }
 FAULTS = ("differs", "left", "stuck", "training lost", "check lost", "false success")
-PATIENCE = 120  # seconds that one run may take
-VARYING = re.compile(r"seconds|date|time|memory|mib|bytes|version|command|started|host|per_s")
-EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
-WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-Operation = tuple[str, str]
+PATIENCE = 600  # seconds that one run may take
+VARYING = re.compile(
+    r"(^|_)(seconds|dates?|time|memory|mib|bytes|versions?|command|host|started|per_s)($|_)"
+)
 
 
 @dataclass(frozen=True)
@@ -88,60 +87,6 @@ class Whole:
     seconds: float
     operations: list[Operation]
     files: dict[str, str]
-
-
-class Watcher:
-    """An audit hook that counts file operations in the folder and strikes at one of them."""
-
-    def __init__(self, folder: Path, strike: str, at: int) -> None:
-        self.folder, self.strike, self.at = str(folder), strike, at
-        self.operations: list[Operation] = []
-
-    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event not in EVENTS or isinstance(arguments[0], int):
-            return
-        writes = event != "open" or (arguments[2] or 0) & WRITING
-        if writes and self.inside(arguments[-1] if event == "os.rename" else arguments[0]):
-            path = arguments[1] if event == "os.rename" else arguments[0]
-            self.happens(event, os.fsdecode(path))
-
-    def inside(self, path: Any) -> bool:
-        """Whether a path lies in the folder."""
-        with contextlib.suppress(TypeError):
-            return os.path.abspath(os.fsdecode(path)).startswith(self.folder)  # noqa: PTH100
-        return True  # the second path of a rename is a file descriptor of its folder
-
-    def happens(self, event: str, path: str) -> bool:
-        """Count an operation; whether a write is to be cut, see `cut_weights`."""
-        self.operations.append((event, os.path.relpath(path, self.folder)))
-        now = len(self.operations) == self.at
-        if self.strike == "operation" and now:
-            if event == "weights":
-                return True
-            os.kill(os.getpid(), signal.SIGKILL)
-        grows = event in ("open", "os.mkdir", "weights")
-        if self.strike == "full" and len(self.operations) >= self.at and grows:
-            raise OSError(errno.ENOSPC, "No space left on device", path)
-        return False
-
-
-def cut_weights(watcher: Watcher) -> None:
-    """Writing safetensors, which is not Python's, becomes an operation that can be cut."""
-    import safetensors.torch as module
-
-    write: Any = module.__dict__["serialize_file"]
-
-    def serialize(tensors: Any, filename: Any, metadata: Any = None) -> None:
-        if not watcher.inside(filename):
-            write(tensors, filename, metadata)
-            return
-        cut = watcher.happens("weights", os.fsdecode(filename))
-        write(tensors, filename, metadata)
-        if cut:
-            os.truncate(filename, Path(filename).stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    module.__dict__["serialize_file"] = serialize
 
 
 def start(job: str, place: Path, strike: str = "", at: int = 0) -> int:
@@ -354,7 +299,7 @@ def failures_of(job: str, whole: Whole, rng: random.Random, count: int) -> Itera
 
 def run(options: argparse.Namespace, place: Path, pictures: Path) -> Iterator[tuple[str, ...]]:
     """A row of the table for each job."""
-    jobs = [job for job in JOBS if options.only in ("", job.split()[0])]
+    jobs = [job for job in JOBS if job.startswith(options.only)]
     for number, job in enumerate(jobs):
         rng = random.Random(f"{options.seed} {job}")
         whole = undisturbed(job, place, pictures)
@@ -380,7 +325,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--full", type=int, default=3, help="full disks for each command")
-    parser.add_argument("--only", choices=["", *{j.split()[0]: 0 for j in JOBS}], default="")
+    parser.add_argument("--only", default="", help="commands that begin so, such as train")
     parser.add_argument("--source", type=Path, default=Path(__file__).parents[1] / "src")
     parser.add_argument("--label", default="this tree", help="name of the rows of results")
     parser.add_argument("--show", action="store_true", help="print every fault")
