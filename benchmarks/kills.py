@@ -307,8 +307,9 @@ def run(options: argparse.Namespace, place: Path, pictures: Path) -> Iterator[tu
         counts: Counter[str] = Counter()
         endless = kills_of(job, whole, rng)
         failures = list(failures_of(job, whole, rng, options.full))
-        while counts["kills"] < wanted or failures:
-            trial = next(endless) if counts["kills"] < wanted else failures.pop(0)
+        end = time.monotonic() + options.seconds
+        while (failures or counts["kills"] < wanted) and time.monotonic() < end:
+            trial = failures.pop() if failures else next(endless)
             prepare(place, pictures)
             kills, faults = attempt(trial, whole, place)
             counts["kills"] += kills
@@ -325,6 +326,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--full", type=int, default=3, help="full disks for each command")
+    parser.add_argument("--seconds", type=float, default=600, help="at most, for each command")
     parser.add_argument("--only", default="", help="commands that begin so, such as train")
     parser.add_argument("--source", type=Path, default=Path(__file__).parents[1] / "src")
     parser.add_argument("--label", default="this tree", help="name of the rows of results")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
@@ -24,16 +23,16 @@ class Watcher:
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event not in EVENTS or isinstance(arguments[0], int):
             return
+        if event in ("os.remove", "os.rmdir") and arguments[1] != -1:
+            return  # relative to a folder that is being removed, which is none of the results
         writes = event != "open" or (arguments[2] or 0) & WRITING
-        if writes and self.inside(arguments[-1] if event == "os.rename" else arguments[0]):
-            path = arguments[1] if event == "os.rename" else arguments[0]
+        path = arguments[1] if event == "os.rename" else arguments[0]
+        if writes and self.inside(path):
             self.happens(event, os.fsdecode(path))
 
     def inside(self, path: Any) -> bool:
         """Whether a path lies in the folder."""
-        with contextlib.suppress(TypeError):
-            return os.path.abspath(os.fsdecode(path)).startswith(self.folder)  # noqa: PTH100
-        return True  # the second path of a rename is a file descriptor of its folder
+        return os.path.abspath(os.fsdecode(path)).startswith(self.folder)  # noqa: PTH100
 
     def happens(self, event: str, path: str) -> bool:
         """Count an operation; whether a write is to be cut, see `cut_weights`."""

@@ -1,6 +1,7 @@
 """The command line as its user meets it: `main()` with real arguments, output and exit status."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -109,6 +110,16 @@ def test_purify_skips_the_unreadable_and_says_so(run, fails, folder, tmp_path):
     err = fails("purify in out --steps 2", "bad.png")
     assert err.count("Error") == 1
     assert len(list(tmp_path.glob("out/**/*.png"))) == 3
+
+
+def test_purify_removes_what_a_killed_run_left(run, folder, tmp_path):
+    left = tmp_path / "out" / "deep" / ".0.png.host-1-00000000.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half an image")
+    os.utime(left, (0, 0))  # older than a day
+    run("purify in out --steps 2")
+    assert not left.exists()
+    assert (left.parent / "0.png").exists()
 
 
 def test_purify_one_file(run, fails, folder, tmp_path):

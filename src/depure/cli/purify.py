@@ -17,6 +17,7 @@ from depure.cli.config import config
 from depure.cli.show import console, progress_bar
 from depure.cli.values import Count
 from depure.data import list_images, read_image, write_image
+from depure.files import sweep
 from depure.noise import Noise
 from depure.purify import Purifier
 
@@ -59,6 +60,8 @@ def command(source: Path, target: Path, **options: Any) -> int:
         raise ValueError("--denoiser none purifies nothing: name a diffusion model")
     purifier = build_purifier(options)
     pairs = _pairs(source, target)
+    for folder in {after.parent for _, after in pairs}:
+        sweep(folder)
     todo = [p for p in pairs if options["overwrite"] or not p[1].exists()]
     out, failed, seen = console(), [], []
     with progress_bar("purifying", len(todo)) as progress:
