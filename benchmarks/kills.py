@@ -47,8 +47,8 @@ EVALUATE = (
     "--check-images 1 --out run"
 )
 CLASSIFIER = "--images 32 --updates 6 --batch 8 --save-every 2 --check-every 3 --check-images 8"
-DENOISER = "--images 16 --updates 4 --batch 8 --save-every 2 --check-every 2 --check-images 2"
-ANALYSE = "--images 4 --shard-size 2 --steps 1 --attack-steps 1 --eot 1 --draws 2 --out run"
+DENOISER = "--images 16 --updates 2 --batch 8 --save-every 1"
+ANALYSE = "--images 4 --steps 1 --attack-steps 1 --eot 1 --draws 2 --out run"
 JOBS = {
     "evaluate": EVALUATE,
     "train classifier": f"train classifier {CLASSIFIER} --arch small-cnn-8 --out run",
