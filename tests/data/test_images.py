@@ -145,5 +145,5 @@ def test_assumed_classes_must_be_as_many_as_the_outputs() -> None:
     check_outputs(Images(x, y, index, ("a", "b"), "sure"), 1000)
     assumed = Images(x, y, index, ("a", "b"), "pets", "the order is assumed")
     check_outputs(assumed, 2)
-    with pytest.raises(ValueError, match="2 classes and the classifier 3 outputs, .*classes=3"):
+    with pytest.raises(ValueError, match=r"2 classes and the classifier 3 outputs, .*classes=3"):
         check_outputs(assumed, 3)
