@@ -188,7 +188,9 @@ def test_bad_training_input(fails, tmp_path):
     images = digits("train").sample(12)
     for i in range(12):
         write_image(images.x[i], tmp_path / f"many/{i:02d}/a.png")
-    fails("train addt --data many --channels 1", "the guide tells 10 classes apart; the data have")
+    fails(
+        "train addt --data many --channels 1", "the class folder 11 is no class index: 10 classes"
+    )
     fails("train addt --data many", "the denoiser takes images of 1x8x8; the data are 3x8x8")
     save_classifier(CifarResNet(20, 12), tmp_path / "colour.safetensors")
     line = "train addt --data many --channels 1 --classifier resnet20:colour.safetensors"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from depure.data import Images, folder, image_folder, list_images, read_image, write_image
+from depure.data import Images, folder, image_folder, read_image, write_image
 
 
 @pytest.fixture
@@ -132,14 +132,6 @@ def test_wrong_folders(tmp_path: Path) -> None:
         image_folder(tmp_path)
 
 
-def test_list_images_is_sorted_recursive_and_skips_the_rest(tmp_path: Path) -> None:
-    for name in ("b.png", "a/z.JPG", "a/.hidden.png", ".cache/c.png", "notes.txt"):
-        file = tmp_path / name
-        file.parent.mkdir(exist_ok=True)
-        file.touch()
-    assert list_images(tmp_path) == [tmp_path / "a/z.JPG", tmp_path / "b.png"]
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_png_round_trip_is_exact(tmp_path: Path, channels: int) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -177,3 +169,35 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     for name in (b"a\xff", b"b"):
         write_image(torch.full((3, 4, 4), 0.2), tmp_path / os.fsdecode(name) / "0.png")
     assert image_folder(tmp_path).classes == ("a\\xff", "b")
+
+
+def test_labels_follow_the_classifier_and_the_index_does_not(tree: Path) -> None:
+    sure = image_folder(tree, classes=["cat", "dog", "bee", "ant"])
+    assert sure.classes == ("cat", "dog", "bee", "ant")
+    assert sure.y.tolist() == [3] * 2 + [2] * 4 + [0] * 6
+    assert sure.index.tolist() == levels(sure) == list(range(12))
+    assert not sure.assumed
+    plain = image_folder(tree, limit=5, seed=2)
+    some = image_folder(tree, limit=5, seed=2, classes=["cat", "dog", "bee", "ant"])
+    assert torch.equal(some.index, plain.index)
+
+
+def test_sorted_order_is_said_to_be_an_assumption(tree: Path) -> None:
+    for images in (image_folder(tree), image_folder(tree, classes=3)):
+        assert "numbered in sorted order" in images.assumed
+        assert images[[3, 1]].assumed == images.sample(2).assumed == images.assumed
+    with pytest.raises(ValueError, match=r"3 class folders .*ant, bee, cat.* 4 classes apart"):
+        image_folder(tree, classes=4)
+
+
+def test_a_folder_without_images_has_no_label(tree: Path) -> None:
+    (tree / "aardvark").mkdir()
+    assert image_folder(tree, classes=3).classes == ("ant", "bee", "cat")
+    assert image_folder(tree, classes=["bee", "ant", "cat"]).y.tolist()[0] == 1
+
+
+def test_a_split_stands_in_the_name(tree: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_image(torch.zeros(3, 4, 4), tmp_path / "pets" / split / "3" / "0.png")
+    images = image_folder(tmp_path / "pets", split="test", classes=10)
+    assert (images.name, images.y.tolist(), len(images.classes)) == ("pets/val", [3], 10)

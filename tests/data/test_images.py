@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from depure.data import Images
-from depure.data.images import occurrence, stratified
+from depure.data.images import check_outputs, occurrence, stratified
 
 
 def make(n: int = 30, classes: int = 3, seed: int = 0) -> Images:
@@ -138,3 +138,12 @@ def test_bad_types() -> None:
         Images(x, y.int(), index, ("a",), "bad")
     with pytest.raises(TypeError, match="index must be a tensor; got list"):
         Images(x, y, [0, 1], ("a",), "bad")  # type: ignore[arg-type]
+
+
+def test_assumed_classes_must_be_as_many_as_the_outputs() -> None:
+    x, y, index = torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.long), torch.arange(2)
+    check_outputs(Images(x, y, index, ("a", "b"), "sure"), 1000)
+    assumed = Images(x, y, index, ("a", "b"), "pets", "the order is assumed")
+    check_outputs(assumed, 2)
+    with pytest.raises(ValueError, match=r"2 classes and the classifier 3 outputs, .*classes=3"):
+        check_outputs(assumed, 3)

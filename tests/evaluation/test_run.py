@@ -651,3 +651,14 @@ def test_clean_accuracy_at_chance_is_a_warning():
         names.append({c["name"]: c["verdict"] for c in result.card["checks"]})
     assert "labels" not in names[0]
     assert names[1]["labels"] == "warn"
+
+
+def test_assumed_labels_are_a_warning_or_refused(images):
+    some = dataclasses.replace(images[slice(0, 4)], assumed="the order is assumed")
+    settings = {"draws": 1, "check_images": 0, "gradient_check": "none"}
+    card = evaluate(MODEL, some, ATTACK, THREAT, **settings).card
+    (found,) = [c for c in card["checks"] if c["name"] == "classes"]
+    assert (found["verdict"], found["text"]) == ("warn", "the order is assumed")
+    two = dataclasses.replace(some, y=some.y.clamp(max=1), classes=("a", "b"))
+    with pytest.raises(ValueError, match="2 classes and the classifier 3 outputs"):
+        evaluate(MODEL, two, ATTACK, THREAT, **settings)

@@ -61,6 +61,7 @@ _SIGNS = ".,+-()"
 # What stands in figures, where $ is mathematics, and names a folder below --out.
 _NAME = re.compile(rf"\w[\w{re.escape(_SIGNS)} ]{{0,63}}")
 _DECIDES = "decides"  # the entry of the options that says what decides the numbers
+_ASSUMED = "assumed"  # the entry that says what was assumed of the labels
 # Not the numbers, or not those of the images that are made: other features find these made.
 _APART = {"out", "batch", "device", "memory_budget", "chunk", "features"}
 # Defaults that suit the bundled digits: small enough for a first look in a minute or two.
@@ -323,6 +324,7 @@ def explain_command(**options: Any) -> None:
     )  # fmt: skip
     facts = [f"{name}: {model.purifier!r}" for name, model in models.items()]
     facts.append(f"{images!r}; {ball!r}; {attack!r}; seed {options['seed']}")
+    facts += [f"Warning: {images.assumed}"] if images.assumed else []
     line = command_line(click.get_current_context(), "analyse explain")
     answers = all_answers(stochastic, purified, found, figures)
     page = out / "explain.html"
@@ -355,6 +357,7 @@ def _defences(options: dict[str, Any]) -> tuple[dict[str, Defended], Images, Bal
     instrument = click.get_current_context().info_name or ""
     said = {k: str(v) for k, v in sorted(options.items()) if k not in _APART}
     options[_DECIDES] = decides(instrument, said, found, images)
+    options[_ASSUMED] = {"assumed": images.assumed} if images.assumed else {}
     ball = build_threat(options).ball
     ball.check_images(images.x)
     return found, images, ball
@@ -387,7 +390,8 @@ def _write(
     with progress_bar(what, 1, unit="pieces") as bar:
         found = compute(Cells(out, options[_DECIDES], progress=bar))
     write_arrays(out / "arrays.npz", found.arrays())
-    write_json(out / "settings.json", json.loads(json.dumps(found.settings, default=repr)))
+    settings = {**found.settings, **options[_ASSUMED]}
+    write_json(out / "settings.json", json.loads(json.dumps(settings, default=repr)))
     figure = draw(found)
     for suffix, undated in (("png", {}), ("pdf", {"CreationDate": None})):
         with replacing(out / f"figure.{suffix}") as file:

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import click
 import torch
 from torch import nn
 
 from depure.cli.values import Count, ends_of_betas, shown, told
-from depure.data import Images, cifar, digits, image_folder, is_cifar
+from depure.data import Images, cifar, digits, image_folder, is_cifar, match_classes, read_classes
+from depure.data.classes import Classes
 from depure.diffusion import (
     DDIM,
     DDPM,
@@ -52,8 +54,23 @@ def named(option: str, load: Callable[[], Loaded]) -> Loaded:
 
 def build_images(options: dict[str, Any], channels: int | None = None) -> Images:
     """The images asked for: class-balanced and the same for every run of that number."""
+    return _labelled(options, "test", channels or 3)
+
+
+def build_training_images(options: dict[str, Any]) -> Images:
+    """The images to train on, class-balanced where they are limited."""
+    images = _labelled(options, "train", options["channels"])
+    if options["data"] != "digits":
+        _say_once(f"data: {images!r}")
+    return images
+
+
+def _labelled(options: dict[str, Any], split: Literal["train", "test"], channels: int) -> Images:
+    """Images of `--data` with the labels that `--classes`, if given, says."""
+    file = options.get("classes")
+    classes = None if file is None else named("--classes", lambda: read_classes(file))
     where, size, limit = options["data"], options["image_size"], options["images"]
-    return named("--data", lambda: load_images(where, "test", size, channels or 3, limit))
+    return named("--data", lambda: load_images(where, split, size, channels, limit, classes))
 
 
 def load_images(
@@ -62,18 +79,65 @@ def load_images(
     size: int | None,
     channels: int,
     limit: int | None,
+    classes: Classes | None = None,
 ) -> Images:
-    """The bundled digits, CIFAR as it lies on disk, or a folder of images (which has no split)."""
+    """The bundled digits, CIFAR as it lies on disk, or a folder of images."""
+    if name != "digits" and not is_cifar(Path(name)):
+        return image_folder(
+            Path(name), size=size, channels=channels, limit=limit, classes=classes, split=split
+        )
+    found = _published(name, split, size, channels, limit)
+    return found if classes is None else match_classes(found, classes)
+
+
+def _published(
+    name: str, split: Literal["train", "test"], size: int | None, channels: int, limit: int | None
+) -> Images:
     if name == "digits":
         found = digits(split)
         return found if limit is None else found.sample(limit)
-    if is_cifar(Path(name)):
-        if size not in (None, 32) or channels != 3:
-            raise ValueError(
-                f"{name} holds CIFAR, 3x32x32; got image size {size} and {channels} channels"
-            )
-        return cifar(Path(name), split, limit=limit)
-    return image_folder(Path(name), size=size, channels=channels, limit=limit)
+    if size not in (None, 32) or channels != 3:
+        raise ValueError(
+            f"{name} holds CIFAR, 3x32x32; got image size {size} and {channels} channels"
+        )
+    return cifar(Path(name), split, limit=limit)
+
+
+def numbered(images: Images, outputs: int, *, given: bool) -> Images:
+    """The images with the labels of a classifier of so many outputs; says what it had to assume.
+
+    Args:
+        images: as they were loaded.
+        outputs: how many classes the classifier tells apart.
+        given: whether `--classes` named them, so that the images are numbered already.
+
+    Raises:
+        ValueError: the classes do not fit.
+    """
+    if given and len(images.classes) != outputs:
+        raise ValueError(
+            f"--classes names {len(images.classes)} classes, but the classifier tells {outputs} "
+            f"apart: name every class of the classifier, in the order of its outputs"
+        )
+    if not given:
+        images = named("--data", lambda: match_classes(images, outputs))
+    if len(images.classes) > outputs:
+        raise ValueError(
+            f"the data have {len(images.classes)} classes, but the classifier tells only "
+            f"{outputs} apart: choose a classifier trained on these classes"
+        )
+    if images.assumed:
+        _say_once(f"Warning: {images.assumed}")
+    return images
+
+
+def _say_once(text: str) -> None:
+    """On standard error, once a command, however many models it builds."""
+    context = click.get_current_context(silent=True)
+    said = set() if context is None else context.meta.setdefault("depure.said", set())
+    if text not in said:
+        said.add(text)
+        click.echo(text, err=True)
 
 
 def build_backprop(options: dict[str, Any]) -> Backprop:
@@ -213,7 +277,10 @@ def build_model(options: dict[str, Any]) -> tuple[Defended, Images]:
     channels = channels_of(purifier) or getattr(classifier, "channels", None)
     images = build_images(options, channels)
     model = Defended(purifier, classifier)
-    _check_fit(model, images, options["device"])
+    outputs = _check_fit(model, images, options["device"])
+    images = numbered(images, outputs, given=options.get("classes") is not None)
+    if options["data"] != "digits":
+        _say_once(f"data: {images!r}")
     return model, images
 
 
@@ -233,8 +300,8 @@ def check_device(device: str) -> None:
         ) from error
 
 
-def _check_fit(model: Defended, images: Images, device: str) -> None:
-    """Run one image through, so that misfits are told before the work begins."""
+def _check_fit(model: Defended, images: Images, device: str) -> int:
+    """Run one image through, so that misfits are told before the work begins: how many logits."""
     one = images.x[:1].to(device)
     shape = "x".join(str(n) for n in one.shape[1:])
     channels = channels_of(model.purifier)
@@ -252,11 +319,7 @@ def _check_fit(model: Defended, images: Images, device: str) -> None:
                 f"the {name} does not take images of {shape} ({reason}): choose models made for "
                 f"these images, or --image-size"
             ) from error
-    if len(images.classes) > logits.shape[1]:
-        raise ValueError(
-            f"the data have {len(images.classes)} classes, but the classifier tells only "
-            f"{logits.shape[1]} apart: choose a classifier trained on these classes"
-        )
+    return int(logits.shape[1])
 
 
 def check_size(purifier: Purifier, x: torch.Tensor) -> None:

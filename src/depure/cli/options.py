@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -39,6 +40,17 @@ def _option(*names: str, **settings: Any) -> Callable[[Command], Command]:
     return click.option(*names, **settings)
 
 
+classes = _option(
+    "--classes",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="The classifier's class names in the order of its outputs, to which the class folders are "
+    "matched: one a line, or JSON (a list, index and name, ImageNet's). Without it, folders named "
+    "by whole numbers are class indices, wnids are ImageNet's where there are 1000 classes, "
+    "CIFAR's names are CIFAR's; others are taken in sorted order, with a warning.",
+)
+
 data = _stack(
     [
         _option(
@@ -46,8 +58,10 @@ data = _stack(
             default="digits",
             callback=given_with_recipe,
             metavar="digits|FOLDER",
-            help="Bundled 8x8 digits (test split), or FOLDER/CLASS/image files.",
+            help="Bundled 8x8 digits (test split); a folder with CIFAR; or FOLDER/CLASS/image "
+            "files. Of FOLDER/train, val and test, test is taken, else val.",
         ),
+        classes,
         _option(
             "--classifier",
             default="digits",

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from depure.cli import train_options as opts
-from depure.cli.build import check_device, load_images, named
+from depure.cli.build import build_training_images, check_device, named, numbered
 from depure.cli.checks import classifier_measure, denoiser_measure, sample_sheet
 from depure.cli.config import config
 from depure.cli.monitor import Measure, Monitor
@@ -178,7 +178,7 @@ def addt_command(**options: Any) -> None:
     guide = _guide(options)
     guides = options["guide"] == "ce" and options["perturbation"] != "none"
     if guides or len(held):
-        _check_guide(guide, images)
+        images, held = _known_to(guide, images, held, options)
     settings = ADDT(
         perturbation=options["perturbation"], iterations=options["iterations"],
         accumulate=options["accumulate"], guide=options["guide"], unit=options["unit"],
@@ -207,7 +207,8 @@ def _train_denoiser(
 
     measure, record = None, {"every": options["check_every"]}
     if len(held):
-        guide = _guide(options).to(_device(options))
+        held = _known_to(guide := _guide(options), images, held, options)[1]
+        guide = guide.to(_device(options))
         measure = partial(
             denoiser_measure, wrap=purifier, guide=guide, held=held, eps=options["check_eps"]
         )
@@ -316,9 +317,7 @@ def _guide(options: dict[str, Any]) -> nn.Module:
 def _data(options: dict[str, Any]) -> tuple[Images, Images]:
     """Training images, and those held out of them for checks."""
     _device(options)
-    images = named("--data", lambda: load_images(
-        options["data"], "train", options["image_size"], options["channels"], options["images"]
-    ))  # fmt: skip
+    images = build_training_images(options)
     held = options["check_images"]
     if not held:
         return images, images[:0]
@@ -361,18 +360,18 @@ def _check_start(start: Denoiser, images: Images) -> None:
         raise ValueError(f"--denoiser: its network does not run on the data: {error}") from error
 
 
-def _check_guide(guide: nn.Module, images: Images) -> None:
-    """Refuse a guide that does not take the images or does not know their classes."""
+def _known_to(
+    guide: nn.Module, images: Images, held: Images, options: dict[str, Any]
+) -> tuple[Images, Images]:
+    """The images labelled as the guide has it; ValueError if it does not take them."""
     try:
         with torch.no_grad():
             logits = guide(images.x[:1])
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the guide does not take these images: {error}") from error
-    if logits.shape[1] < len(images.classes):
-        raise ValueError(
-            f"the guide tells {logits.shape[1]} classes apart; the data have "
-            f"{len(images.classes)}: choose a classifier trained on these classes"
-        )
+    given = options["classes"] is not None
+    labelled = partial(numbered, outputs=logits.shape[1], given=given)
+    return labelled(images), labelled(held)
 
 
 def _many() -> bool:

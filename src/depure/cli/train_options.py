@@ -11,7 +11,7 @@ import click
 import yaml
 
 from depure.cli.config import given_with_recipe
-from depure.cli.options import EPS, PIXELS, Command, _option, _stack
+from depure.cli.options import EPS, PIXELS, Command, _option, _stack, classes
 from depure.cli.values import Count, Number, Several
 from depure.training.addt import Accumulate, Perturbation
 from depure.training.guide import Guide
@@ -48,8 +48,10 @@ def training(*, updates: int, lr: float, rate: str, out: str) -> Callable[[Comma
         [
             _option("--data", default="digits", metavar="digits|FOLDER",
                     callback=given_with_recipe,
-                    help="Bundled digits (train split); FOLDER/CLASS/image files; or a folder "
-                    "with CIFAR-10 or CIFAR-100, binary or as torchvision keeps them."),
+                    help="Bundled digits (train split); FOLDER/CLASS/image files (of "
+                    "FOLDER/train, val and test, train is taken); or a folder with CIFAR-10 or "
+                    "CIFAR-100, binary or as torchvision keeps them."),
+            classes,
             _option("--image-size", type=Count(1, 8192), default=None,
                     help="Resize and centre-crop images of a folder to this."),
             _option("--channels", type=click.Choice(["1", "3"]), default="3",

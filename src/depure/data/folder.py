@@ -10,11 +10,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from depure.data.classes import Classes, number_classes
 from depure.data.images import Images, check_pixels, stratified
+from depure.data.layout import SUFFIXES, Split, class_folders
 from depure.files import plain, replacing
 from depure.weights import UNREADABLE, first_line
-
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 _MODES = {1: "L", 3: "RGB"}
 # What Pillow raises for files that are damaged, truncated or no image at all, in words of its own.
@@ -27,54 +27,53 @@ def image_folder(
     channels: int = 3,
     limit: int | None = None,
     seed: int = 0,
+    *,
+    classes: Classes | None = None,
+    split: Split | None = None,
 ) -> Images:
-    """Read ``PATH/CLASS/image`` files; the sorted folder names are the labels.
+    """Read ``PATH/CLASS/image`` files, with labels as the classifier numbers its classes.
 
     Args:
-        path: a folder with one sub-folder for each class. Names that begin with a dot are skipped.
+        path: a folder with one sub-folder for each class; those without images do not count.
+            Names that begin with a dot are skipped, and folders that systems make (`__MACOSX`).
         size: ``None`` takes the images as they are, all of one size. A number resizes the shorter
             side to it (bilinear, antialiased) and crops the centre.
         channels: 3 for RGB, 1 for greyscale.
         limit: reads only so many images, with the classes as balanced as possible. They are picked
             from the file list, so the others are never opened.
         seed: fixes what ``limit`` picks.
+        classes: the classifier's class names in order (`read_classes` reads a file of them), or
+            how many it tells apart, see `match_classes`. If omitted, folders that are all named by
+            whole numbers are class indices; others are numbered in sorted order, which
+            `Images.assumed` says.
+        split: of a folder that holds ``train/``, ``val/`` or ``test/`` with classes in them, which
+            to read; ``"test"`` takes ``val/`` where nothing else is left.
 
     Returns:
-        The images; ``index`` is the position in the full sorted file list, whatever the limit.
+        The images; ``index`` is the position in the full sorted file list, whatever the limit and
+        the classes. A split stands in the name: ``pets/val``.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
         ValueError: unreadable files (all are named or counted in one error), unequal sizes without
-            ``size``, or an argument out of range.
+            ``size``, an argument out of range, class folders that fit no class, or two folders
+            that fit one.
+
+    Example:
+        >>> image_folder("imagenette2", size=224, classes=1000, split="test")  # doctest: +SKIP
+        Images('imagenette2/val': 3925 images of 3x224x224, 1000 classes)
     """
-    root = Path(path)
-    classes = _class_names(root)
-    groups = [list_images(root / name) for name in classes]
-    files = [file for group in groups for file in group]
-    if not files:
-        raise FileNotFoundError(
-            f"no images in the class folders of {root}: expected files that end in "
-            + ", ".join(sorted(SUFFIXES))
-        )
-    y = torch.tensor([label for label, group in enumerate(groups) for _ in group])
-    index = torch.arange(len(files)) if limit is None else stratified(y, limit, seed)
+    root, groups = class_folders(Path(path), split)
+    numbers = number_classes([plain(name) for name in groups], classes)
+    files = [file for group in groups.values() for file in group]
+    places = torch.tensor([n for n, group in enumerate(groups.values()) for _ in group])
+    # Balanced by folder, so that the same images are picked however the classes are numbered.
+    index = torch.arange(len(files)) if limit is None else stratified(places, limit, seed)
     x = _read_all([files[i] for i in index.tolist()], channels, size)
-    names = tuple(plain(name) for name in classes)
-    return Images(x.float() / 255, y[index], index, names, plain(root.resolve().name))
-
-
-def list_images(folder: str | PathLike[str]) -> list[Path]:
-    """Every image file in ``folder`` and below it, known by its suffix, in sorted order.
-
-    Names that begin with a dot are skipped.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
-    root = _existing_folder(folder)
-    names = (file.relative_to(root) for file in root.rglob("*") if file.is_file())
-    images = (name for name in names if name.suffix.lower() in SUFFIXES and not _hidden(name))
-    return [root / name for name in sorted(images, key=Path.as_posix)]
+    y = torch.tensor(numbers.labels)[places[index]]
+    name, whole = root.resolve().name, Path(path).resolve()
+    name = name if root.resolve() == whole else f"{whole.name}/{name}"
+    return Images(x.float() / 255, y, index, numbers.classes, plain(name), numbers.assumed)
 
 
 def read_image(path: str | PathLike[str], channels: int = 3, size: int | None = None) -> Tensor:
@@ -108,28 +107,6 @@ def write_image(image: Tensor, path: str | PathLike[str]) -> None:
     kind = Image.registered_extensions()[file.suffix.lower()]
     with replacing(file) as temporary:
         Image.fromarray(pixels[..., 0] if image.shape[0] == 1 else pixels).save(temporary, kind)
-
-
-def _existing_folder(path: str | PathLike[str]) -> Path:
-    root = Path(path)
-    if not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise FileNotFoundError(f"{root} {what}: pass a folder of images")
-    return root
-
-
-def _class_names(path: Path) -> tuple[str, ...]:
-    root = _existing_folder(path)
-    names = sorted(d.name for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
-    if not names:
-        raise FileNotFoundError(
-            f"{root} has no class folders: expected the layout FOLDER/CLASS/image.png"
-        )
-    return tuple(names)
-
-
-def _hidden(name: Path) -> bool:
-    return any(part.startswith(".") for part in name.parts)
 
 
 def _read_all(files: list[Path], channels: int, size: int | None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 import torch
@@ -22,6 +22,7 @@ class Images:
             noise, so it travels with the image through every subset.
         classes: the class names, in label order.
         name: what a report calls the set.
+        assumed: what was assumed in numbering the classes, for a warning; empty if nothing.
 
     Raises:
         TypeError: a tensor has the wrong dtype, or is no tensor.
@@ -38,6 +39,7 @@ class Images:
     index: Tensor
     classes: tuple[str, ...]
     name: str
+    assumed: str = ""
 
     def __post_init__(self) -> None:
         _check_dtype("x", self.x, torch.float32, "pass x.float()")
@@ -72,7 +74,8 @@ class Images:
         if isinstance(rows, int):
             raise TypeError(f"one row is no set of images: use images[{rows}:{rows + 1}]")
         picked = rows if isinstance(rows, (slice, Tensor)) else torch.tensor(rows, dtype=torch.long)
-        return Images(self.x[picked], self.y[picked], self.index[picked], self.classes, self.name)
+        x, y, index = (values[picked] for values in (self.x, self.y, self.index))
+        return replace(self, x=x, y=y, index=index)
 
     def sample(self, n: int, seed: int = 0) -> Images:
         """A random subset with the classes as balanced as possible, in data-set order.
@@ -115,6 +118,19 @@ def occurrence(y: Tensor) -> Tensor:
         of_class = y == label
         counts[of_class] = torch.arange(int(of_class.sum()))
     return counts
+
+
+def check_outputs(images: Images, outputs: int) -> None:
+    """Refuse images whose class numbers were assumed, where the classifier has other classes.
+
+    Raises:
+        ValueError: there are not as many class names as outputs.
+    """
+    if images.assumed and len(images.classes) != outputs:
+        raise ValueError(
+            f"the images have {len(images.classes)} classes and the classifier {outputs} outputs, "
+            f"and {images.assumed}: read them with classes={outputs}, or with its class names"
+        )
 
 
 def check_pixels(x: Tensor, ndim: int) -> None:

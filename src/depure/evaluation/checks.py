@@ -93,6 +93,7 @@ def cheap_checks(trial: Trial, shard: Shard, gradient_check: GradientCheck) -> l
         _ball(trial, shard),
         _finite(shard),
         _answers(shard),
+        *_assumed(trial),
         *_chance(trial, shard),
         *_vanishing(shard),
         *(_rises(shard) if heard != "aims" else []),
@@ -237,6 +238,12 @@ def _no_logits(out: Tensor) -> str | None:
     if (out.sum(1) - 1).abs().max() < 1e-4:
         return "outputs look like probabilities: remove the softmax"
     return "all outputs lie in [0, 1], as those of a sigmoid do: remove it if there is one"
+
+
+def _assumed(trial: Trial) -> list[Check]:
+    """A warning where the classes were numbered on an assumption."""
+    assumed = trial.images.assumed
+    return [Check("classes", "warn", assumed)] if assumed else []
 
 
 def _chance(trial: Trial, shard: Shard) -> list[Check]:

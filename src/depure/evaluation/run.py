@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from depure.attacks.base import Attack
-from depure.data.images import Images
+from depure.data.images import Images, check_outputs
 from depure.evaluation.card import card_of, keep_card
 from depure.evaluation.checks import Check, Trial, cheap_checks, costly_checks
 from depure.evaluation.cost import peak_memory, total
@@ -131,7 +131,8 @@ class Evaluation:
         first, device = self.images[slice(0, 1)], self._device()
         self.threat.ball.check_images(first.x)
         noise = base_noise(self.model, first.index, self.threat, self.seed)
-        check_labels(self.model, first.x.to(device), self.images.y, noise)
+        outputs = check_labels(self.model, first.x.to(device), self.images.y, noise)
+        check_outputs(self.images, outputs)
         config = self.folder / "config.json"
         with locked(config, wait=True):  # parts may begin at the same time
             if config.exists():
