@@ -19,7 +19,7 @@ from depure.zoo import load_classifier
 QUICK = "--images 2 --eps 0.15 --steps 1 --attack-steps 1 --eot 1 --draws 2 --check-images 0"
 COMMANDS = {
     "evaluate": f"evaluate {QUICK} --gradient-check short --out out",
-    "train": "train classifier --updates 4 --batch 4 --images 40 --arch small-cnn-4 --out out",
+    "train": "train classifier --updates 4 --batch 4 --images 40 --arch small-cnn --out out",
     "denoiser": "train diffusion --preset digits --widths 8,16 --updates 2 --batch 4 --out out",
     "purify": "purify in out --steps 1",
     "analyse": "analyse landscape --points 3 --images 2 --steps 1 --attack-steps 1 --out out",
@@ -111,7 +111,7 @@ def test_a_training_in_such_a_folder_goes_on(run, tmp_path, monkeypatch):
     assert run(COMMANDS["train"])[0] == 0
     a, b = (tmp_path / n / "classifier.safetensors" for n in (odd, "out"))
     assert a.read_bytes() == b.read_bytes()
-    assert load_classifier(f"small-cnn-4:{a}")(digits("test").x[:2]).shape == (2, 10)
+    assert load_classifier(f"small-cnn:{a}")(digits("test").x[:2]).shape == (2, 10)
 
 
 def test_an_image_whose_name_is_no_text(run, fails, images, tmp_path):
