@@ -47,7 +47,7 @@ def temporary(folder):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("limit", [0, 60])
+@pytest.mark.parametrize("limit", [0, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_full_disk(run, fails, images, tmp_path, name, limit):
     with small_disk(limit):
         err = fails(COMMANDS[name], "cannot write", "out")
@@ -78,7 +78,13 @@ def test_a_read_only_folder(run, fails, images, tmp_path, monkeypatch, name):
     assert not list((tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n in ("evaluate", "analyse") else n
+        for n in COMMANDS
+    ],
+)
 def test_a_folder_whose_name_is_no_text(run, images, tmp_path, name):
     odd = os.fsdecode(b"o\xff")
     line = COMMANDS[name].replace(" out", f" {odd}")

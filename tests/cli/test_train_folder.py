@@ -61,6 +61,7 @@ def kill_at_replacement(monkeypatch, at, after=False, name=""):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [CLASSIFIER, ADDT], ids=["classifier", "addt"])
 def test_stopped_wherever_a_file_takes_its_place_it_ends_with_the_same_files(
     within, tmp_path, monkeypatch, line
@@ -81,7 +82,9 @@ def test_stopped_wherever_a_file_takes_its_place_it_ends_with_the_same_files(
             assert files(tmp_path / name) == whole, name
 
 
-@pytest.mark.parametrize("place", ["check", "save", "claim"])
+@pytest.mark.parametrize(
+    "place", ["save", *(pytest.param(p, marks=pytest.mark.slow) for p in ("check", "claim"))]
+)
 def test_killed_by_the_system_it_leaves_nothing_behind(within, tmp_path, place):
     code = (
         "import os, sys\n"

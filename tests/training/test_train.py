@@ -145,7 +145,7 @@ def test_what_a_watch_remembers_goes_on(images, tmp_path, at):
 
 
 @pytest.mark.parametrize(("make", "what"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
-@pytest.mark.parametrize("at", [1, 2, 5])
+@pytest.mark.parametrize("at", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 5])
 def test_killed_at_any_update_and_resumed_is_bit_equal(
     images, classifier, tmp_path, make, what, at
 ):
