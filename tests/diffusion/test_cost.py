@@ -40,7 +40,9 @@ def case_of(sampler: str, steps: int) -> Case:
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "vpsde"])
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "share", [0.0, 0.5, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.25, 1.0))]
+)
 def test_flops_are_the_least_there_is(sampler: str, share: float) -> None:
     case = case_of(sampler, 8)
     forward = count_flops(METHODS[REFERENCE](case))
