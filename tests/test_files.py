@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from depure.files import locked, plain, read_json, replacing, sweep, write_json, write_text
+from depure.files import (
+    locked,
+    plain,
+    read_json,
+    replacing,
+    sweep,
+    temporary_folder,
+    write_json,
+    write_text,
+)
 
 
 def test_replaces_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -166,3 +175,28 @@ def test_sweep_removes_free_locks_and_old_temporaries_of_any_host(tmp_path: Path
     assert sweep(tmp_path) == 2
     left = sorted(p.name for p in tmp_path.iterdir())
     assert left == [".new.elsewhere-1-00000000.tmp", ".poetry.lock", "b.lock"]
+
+
+def test_temporary_folders_go_and_those_of_killed_processes_go_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with temporary_folder() as mine:
+        killed = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{_ended()}-"))
+        for folder in (mine, killed, tmp_path / "depure-mine"):
+            (folder / "shards").mkdir(parents=True)
+            (folder / "shards" / "a").touch()
+        elsewhere = tmp_path / "depure-elsewhere-1-aaaaaaaa"
+        elsewhere.mkdir()
+        with temporary_folder() as other:
+            assert {*tmp_path.iterdir()} == {mine, other, tmp_path / "depure-mine", elsewhere}
+    assert {*tmp_path.iterdir()} == {tmp_path / "depure-mine", elsewhere}
+
+
+def _ended() -> int:
+    """The number of a process that is no more."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    return child

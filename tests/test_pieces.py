@@ -99,10 +99,24 @@ def test_content_that_was_changed_by_hand(pieces: Pieces) -> None:
     tensors = load_file(pieces.folder / "a.safetensors")
     with safe_open(pieces.folder / "a.safetensors", "pt") as file:
         said = file.metadata()
-    wrong = {**tensors, "a": tensors["a"].view(3, 2)}  # the same bytes
-    save_file(wrong, pieces.folder / "a.safetensors", said)
+    same_bytes = {"a": tensors["a"].view(3, 2)}, {"b": tensors["b"].view(torch.uint8)}
+    for wrong in same_bytes:
+        save_file({**tensors, **wrong}, pieces.folder / "a.safetensors", said)
+        with pytest.raises(ValueError, match="its checksum does not fit"):
+            pieces.read_tensors("a.safetensors")
+
+
+def test_a_seal_that_was_changed_by_hand(pieces: Pieces) -> None:
+    """The name of the run, or of the piece, alone: its checksum was made with the others."""
+    path = pieces.folder / "a.json"
+    Pieces(pieces.folder, OTHER).write_json("a.json", {"x": 1})
+    path.write_text(path.read_text().replace(OTHER, MINE))
     with pytest.raises(ValueError, match="its checksum does not fit"):
-        pieces.read_tensors("a.safetensors")
+        pieces.read_json("a.json")
+    pieces.write_json("b.json", {"x": 1})
+    path.write_text((pieces.folder / "b.json").read_text().replace("b.json", "a.json"))
+    with pytest.raises(ValueError, match="its checksum does not fit"):
+        pieces.read_json("a.json")
 
 
 def test_a_folder_whose_name_is_not_utf_8(tmp_path: Path) -> None:

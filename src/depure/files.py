@@ -8,7 +8,9 @@ import math
 import os
 import re
 import secrets
+import shutil
 import socket
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from typing import Any
 
 _HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:32] or "host"
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[A-Za-z0-9]+)-(?P<process>\d+)-[0-9a-f]{8}\.tmp$")
+_FOLDER = re.compile(r"^depure-(?P<host>[A-Za-z0-9]+)-(?P<process>\d+)-\w{8}$")
 _DAY = 24 * 3600.0  # seconds; nothing of ours is written for so long
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -56,6 +59,24 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """An empty folder in the system's place for temporary files, removed at the end of the block.
+
+    Its name carries host and process, so that those of processes that were killed are removed
+    when the next one is made.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for folder in Path(tempfile.gettempdir()).glob("depure-*"):
+        match = _FOLDER.match(folder.name)
+        if match and match["host"] == _HOST and not _alive(int(match["process"])):
+            shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"depure-{_HOST}-{os.getpid()}-") as made:
+        yield Path(made)
 
 
 @contextmanager

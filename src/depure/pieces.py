@@ -17,11 +17,10 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from depure.files import read_json, write_json
-from depure.weights import write_safetensors
+from depure.weights import parse_safetensors, write_safetensors
 
 _CURE = "delete this file and run again; the others are kept"
 _ENTRY = "depure"  # of the metadata of a safetensors file
@@ -118,10 +117,8 @@ class Pieces:
             ValueError: it is not there, damaged, another run's, or another piece of this run.
         """
         try:
-            blob = (self.folder / name).read_bytes()  # safe_open wants names in UTF-8
-            tensors, size = load(blob), int.from_bytes(blob[:8], "little")
-            head = json.loads(blob[8 : 8 + size])
-            said = dict(json.loads(head.get("__metadata__", {}).get(_ENTRY, "{}")))
+            tensors, head = parse_safetensors((self.folder / name).read_bytes())
+            said = dict(json.loads(head.get(_ENTRY, "{}")))
             facts, seal = said.get("facts"), said.get("seal")
         except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError,
                 RecursionError) as error:  # fmt: skip

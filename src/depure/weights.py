@@ -6,6 +6,7 @@ Safetensors and JSON; what exists only as a pickle goes through torch's restrict
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import struct
 import zipfile
@@ -16,10 +17,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
-from depure.files import parse_json, replacing
+from depure.files import parse_json, plain, replacing
 
 # What reading a damaged or hostile file may raise, whichever of its layers notices.
 UNREADABLE = (
@@ -44,11 +45,23 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             "can convert)"
         )
     try:
-        return load_file(path)
+        if plain(str(path)) == str(path):
+            return load_file(path)
+        return load(path.read_bytes())  # `load_file` takes no name that is not UTF-8
     except SafetensorError as error:
         raise ValueError(
             f"{path} is damaged or no safetensors file ({error}): download or convert it again"
         ) from error
+
+
+def parse_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the metadata of a file's bytes; `safe_open` takes names in UTF-8 alone.
+
+    Raises:
+        Exception: one of `UNREADABLE`, or a SafetensorError: it is damaged.
+    """
+    tensors, size = load(data), int.from_bytes(data[:8], "little")
+    return tensors, dict(json.loads(data[8 : 8 + size]).get("__metadata__", {}))
 
 
 def restricted_load(path: Path) -> Any:

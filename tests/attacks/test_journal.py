@@ -122,7 +122,12 @@ def run(name, model, path, n=3):
     return found, heard
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+LONG = ("cascade", "strongest", "fixed")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in ATTACKS]
+)
 def test_goes_on_where_it_was(name, tmp_path):
     whole = Mortal()
     expected, heard = run(name, whole, tmp_path / "whole")

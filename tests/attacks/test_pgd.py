@@ -29,7 +29,11 @@ def problem(shape, seed=0):
     return Linear(w, -float(0.5 * w.sum())), x, w
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 4, 4), (5, 3, 4, 2), (17, 1, 8, 8)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 4, 4), (5, 3, 4, 2), pytest.param((17, 1, 8, 8), marks=pytest.mark.slow)],
+    ids=str,
+)
 @pytest.mark.parametrize("ball", [Linf, L2])
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 def test_known_answer_on_a_linear_classifier(shape, ball, loss):

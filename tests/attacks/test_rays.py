@@ -58,7 +58,11 @@ def radii(attack, model, x, y, ball=None, noise=None):
     return torch.stack(seen)
 
 
-@pytest.mark.parametrize(("shape", "close"), [((1, 3, 5), 1.01), ((2, 4, 4), 1.03)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "close"),
+    [((1, 3, 5), 1.01), pytest.param((2, 4, 4), 1.03, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_smallest_radius_of_a_linear_classifier(shape, close):
     x, y = grey(1, shape)
     at, attack = 0.05, RayS(steps=1500, eot=1)
@@ -114,7 +118,7 @@ SPLITS = {
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("noisy", [0.0, 0.02])
+@pytest.mark.parametrize("noisy", [0.0, pytest.param(0.02, marks=pytest.mark.slow)])
 def test_nothing_depends_on_the_batch_or_the_chunk(split, noisy):
     """Some of these images are wrong from the start, some rest on the way, others never."""
 
@@ -149,6 +153,7 @@ def test_queries_spent_and_locks():
     assert 2 * 100 + 3 * 2 + 8 <= spent <= 2 * 100 + 3 * 2 + 20
 
 
+@pytest.mark.slow
 def test_known_noise_is_used():
     x, y = grey(6)
     model = Plane(0.1, noisy=0.02)
@@ -183,6 +188,7 @@ def test_a_new_radius_is_confirmed_on_fresh_draws():
     assert found[:, 0].tolist() == [1.0] * 5 + [0.75] * 2
 
 
+@pytest.mark.slow
 def test_a_lucky_draw_is_no_success():
     """One draw in six goes wrong at the image itself. Judged by single draws, the search ends at
     a radius where most draws are right; by majorities it ends near the true one."""

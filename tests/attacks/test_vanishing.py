@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from depure import PGD, Defended, Identity, Linf, Threat, digits, evaluate, load_classifier
 from depure.attacks import SPSA, RayS, Square
-from depure.attacks.expected import expected_grad
+from depure.attacks.expected import Average, expected_grad
 from depure.attacks.losses import LOSSES
 from depure.noise import Noise
 
@@ -25,15 +25,16 @@ class Scaled(nn.Module):
         return out
 
 
-def measured(factor: float, loss: str):
+def measured(factor: float, loss: str, average: Average = "gradients"):
     model = Defended(Identity(), Scaled(factor))
     noise = Noise.of(0, range(len(IMAGES)))
-    return expected_grad(model, IMAGES.x, IMAGES.y, LOSSES[loss], noise, 1)
+    return expected_grad(model, IMAGES.x, IMAGES.y, LOSSES[loss], noise, 1, average=average)
 
 
+@pytest.mark.parametrize("average", ["gradients", "logits"])
 @pytest.mark.parametrize("factor", [100.0, 1000.0])
-def test_rows_without_a_slope_follow_the_margin(factor: float) -> None:
-    found, margin = measured(factor, "ce"), measured(factor, "margin")
+def test_rows_without_a_slope_follow_the_margin(factor: float, average: Average) -> None:
+    found, margin = measured(factor, "ce", average), measured(factor, "margin", average)
     followed = found.followed.bool()
     assert followed.float().mean() > 0.5
     assert torch.equal(found.grad[followed].sign(), margin.grad[followed].sign())
@@ -41,12 +42,16 @@ def test_rows_without_a_slope_follow_the_margin(factor: float) -> None:
     assert torch.equal(found.loss, plain.detach())  # the loss stays what it is
 
 
-def test_rows_with_a_slope_are_as_published() -> None:
-    found = measured(1.0, "ce")
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+@pytest.mark.parametrize("average", ["gradients", "logits"])
+def test_rows_with_a_slope_are_as_published(factor: float, average: Average) -> None:
+    """Beside rows that follow the margin, too."""
+    found = measured(factor, "ce", average)
     leaf = IMAGES.x.clone().requires_grad_()
-    LOSSES["ce"](load_classifier("digits")(leaf), IMAGES.y).sum().backward()
+    LOSSES["ce"](Scaled(factor)(leaf), IMAGES.y).sum().backward()
     keep = ~found.followed.bool()
     assert keep.float().mean() > 0.5
+    assert factor == 1.0 or not keep.all()
     assert torch.equal(found.grad[keep], leaf.grad[keep])
 
 

@@ -15,11 +15,14 @@ TINY = "--images 8 --steps 2 --attack-steps 2 --eot 2 --draws 2"
 @pytest.mark.parametrize(
     "line",
     [
-        "stochasticity --levels 0,1 --pools 1,2 --beside ADDT=digits-addt",
+        pytest.param(
+            "stochasticity --levels 0,1 --pools 1,2 --beside ADDT=digits-addt",
+            marks=pytest.mark.slow,
+        ),
         "landscape --points 3",
         "trajectories",
         "purification --t-stars 0.05,0.1 --grid-steps 1,2",
-        "gradients --eots 1,2 --reference 4",
+        pytest.param("gradients --eots 1,2 --reference 4", marks=pytest.mark.slow),
         "transfer --seeds 0,1",
         "quality",
     ],
@@ -74,6 +77,7 @@ def test_quality_on_the_features_of_the_published_fid(run, tmp_path, monkeypatch
     assert "not the published FID" in " ".join(run("analyse quality --help")[1].split())
 
 
+@pytest.mark.slow
 def test_explain(run, tmp_path):
     status, out, err = run(f"analyse explain {TINY} --points 3 --out e")
     assert status == 0, err

@@ -54,6 +54,7 @@ def test_yaml_is_data(run, fails, tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
+@pytest.mark.slow
 def test_parts_and_join(run, fails, tmp_path):
     assert run(f"evaluate {SMALL} --check-images 0 --out whole")[0] == 0
     status, out, _ = run(f"evaluate {SMALL} --check-images 0 --out a --part 1/2")
@@ -194,6 +195,7 @@ def test_yaml_values_are_judged_like_typed_ones(run, fails, tmp_path):
         fails("evaluate --config c.yaml", line.split(":")[0])
 
 
+@pytest.mark.slow
 def test_knows_adds_up_and_the_command_repeats_the_run(run, tmp_path):
     (tmp_path / "c.yaml").write_text("steps: 2\nknows: [forward]\n")
     line = f"evaluate --config c.yaml {SMALL} --check-images 0 --out a"

@@ -76,6 +76,7 @@ def test_yaml_aliases_are_refused(tmp_path: Path) -> None:
         evaluate.make_context("evaluate", ["--config", str(tmp_path / "c.yaml")])
 
 
+@pytest.mark.slow
 def test_titles_and_paths_are_plain_text(tmp_path: Path) -> None:
     words = ["evaluate", *SMALL, "--denoiser", "none", "--title", "[/b]", "--out", "r[/b]x"]
     done = subprocess.run(

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 LINE = (
     "evaluate --images 24 --eps 0.15 --steps 5 --attack-steps 4 --eot 3 --draws 4 "
     "--shard-size 4 --check-images 4"
@@ -23,6 +25,7 @@ def card(out):
     return {k: v for k, v in data.items() if k not in ("run", "command")}
 
 
+@pytest.mark.slow
 def test_sigkill_and_continue(tmp_path):
     assert start(tmp_path / "whole").wait(120) == 0
     killed = start(tmp_path / "run")

@@ -20,6 +20,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_addt_gives_a_denoiser_folder_with_its_record(run, tmp_path):
     line = f"train addt --preset digits {SMALL} --iterations 1 --out m"
     status, out, _ = run(line + " --check-images 10 --check-every 2 --check-eps 0.2")
@@ -113,6 +114,7 @@ def test_a_killed_training_continues_its_log_too(run, tmp_path, monkeypatch):
     assert updates[-1] == 60
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_would(tmp_path):
     line = f"train addt --preset digits {SMALL} --dropout 0 --iterations 1 --out"
     here = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}

@@ -61,6 +61,7 @@ def kill_at_replacement(monkeypatch, at, after=False, name=""):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [CLASSIFIER, ADDT], ids=["classifier", "addt"])
 def test_stopped_wherever_a_file_takes_its_place_it_ends_with_the_same_files(
     within, tmp_path, monkeypatch, line
@@ -81,7 +82,9 @@ def test_stopped_wherever_a_file_takes_its_place_it_ends_with_the_same_files(
             assert files(tmp_path / name) == whole, name
 
 
-@pytest.mark.parametrize("place", ["check", "save", "claim"])
+@pytest.mark.parametrize(
+    "place", ["save", *(pytest.param(p, marks=pytest.mark.slow) for p in ("check", "claim"))]
+)
 def test_killed_by_the_system_it_leaves_nothing_behind(within, tmp_path, place):
     code = (
         "import os, sys\n"
@@ -107,12 +110,12 @@ def test_killed_by_the_system_it_leaves_nothing_behind(within, tmp_path, place):
     ("line", "obstacle", "folder"),
     [
         (CLASSIFIER, "classifier.safetensors", True),
-        (CLASSIFIER, "MODEL_CARD.md", True),
-        (CLASSIFIER, "best", False),
+        pytest.param(CLASSIFIER, "MODEL_CARD.md", True, marks=pytest.mark.slow),
+        pytest.param(CLASSIFIER, "best", False, marks=pytest.mark.slow),
         (CLASSIFIER, "metrics.jsonl", True),
         (ADDT, "unet", False),
-        (ADDT, "scheduler", False),
-        (ADDT, "samples", False),
+        pytest.param(ADDT, "scheduler", False, marks=pytest.mark.slow),
+        pytest.param(ADDT, "samples", False, marks=pytest.mark.slow),
     ],
 )
 def test_what_cannot_be_written_is_named_and_the_checkpoint_outlives_it(
@@ -229,7 +232,12 @@ def test_a_loss_that_is_not_finite_changes_nothing(fails, tmp_path):
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("tail", [b'{"update": 4, "lo', b"\xff\n", b"[1]\n", b"[" * 100_000])
+TAILS = (b"\xff\n", b"[1]\n", b"[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "tail", [b'{"update": 4, "lo', *(pytest.param(t, marks=pytest.mark.slow) for t in TAILS)]
+)
 def test_a_cut_line_of_the_metrics_is_dropped_and_told(within, tmp_path, tail, monkeypatch):
     with monkeypatch.context() as patch:
         kill_at_replacement(patch, 3, name="checkpoint.safetensors")

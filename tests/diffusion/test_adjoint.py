@@ -90,7 +90,7 @@ def test_float32_value(denoiser: Denoiser) -> None:
     torch.testing.assert_close(end, Full().run(chain, x), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["milstein", "euler"])
+@pytest.mark.parametrize("method", ["milstein", pytest.param("euler", marks=pytest.mark.slow)])
 def test_gradient_is_approximate_and_improves_with_steps(denoiser: Denoiser, method: str) -> None:
     driver = Adjoint(method)  # type: ignore[arg-type]
     errors, cosines = [], []

@@ -40,7 +40,9 @@ def case_of(sampler: str, steps: int) -> Case:
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "vpsde"])
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "share", [0.0, 0.5, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.25, 1.0))]
+)
 def test_flops_are_the_least_there_is(sampler: str, share: float) -> None:
     case = case_of(sampler, 8)
     forward = count_flops(METHODS[REFERENCE](case))
@@ -62,6 +64,7 @@ class _Convs(nn.Module):
         return out
 
 
+@pytest.mark.slow
 def test_keeping_nothing_needs_the_memory_of_one_step() -> None:
     network = _Convs().eval()
     live: dict[int, list[int]] = {}
@@ -119,5 +122,6 @@ def test_every_method_of_the_benchmark_gives_the_same_gradient_or_says_otherwise
             assert gradient_error(method(case)(), exact)[0] < 1e-10, name
 
 
+@pytest.mark.slow
 def test_noise_share_is_measured() -> None:
     assert 0.0 < noise_share(case_of("ddpm", 1), "cpu") < 10.0  # the benchmark prints it

@@ -127,6 +127,7 @@ print(result.card["run"]["rows_at_once"], result.card["run"]["rows_planned"])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
 def test_an_allocator_that_refuses_does_not_end_a_run() -> None:
     found = subprocess.run(

@@ -14,6 +14,7 @@ from depure.evaluation.memory import need_of, peak_bytes, plan_chunk
 from depure.rows import Chunk, chunked
 
 MIB = 2**20
+SLOW = pytest.mark.slow
 
 
 def defence(backprop: Backprop, steps: int = 4) -> Defended:
@@ -40,9 +41,9 @@ def used(model: Defended, x: Tensor, chunk: Chunk, draws: int = 1) -> int:
     return peak_bytes(work)
 
 
-@pytest.mark.parametrize("size", [8, 16])
-@pytest.mark.parametrize("steps", [3, 12])
-@pytest.mark.parametrize("limit", [4 * MIB, 12 * MIB, 64 * MIB])
+@pytest.mark.parametrize("size", [8, pytest.param(16, marks=SLOW)])
+@pytest.mark.parametrize("steps", [3, pytest.param(12, marks=SLOW)])
+@pytest.mark.parametrize("limit", [4 * MIB, *(pytest.param(n * MIB, marks=SLOW) for n in (12, 64))])
 def test_a_gradient_stays_within_the_limit(size: int, steps: int, limit: int) -> None:
     model, x = defence(Checkpoint(limit), steps), images(64, size)
     chunk = plan_chunk(model, x, noise())

@@ -78,3 +78,26 @@ def test_rounding_is_no_dependence() -> None:
         Defended(Identity(), load_classifier("digits")),
     ):
         assert neighbours_matter(model, IMAGES.x, NOISE) is None
+
+
+class Crowded(nn.Module):
+    """Answers otherwise in a pass of more than `most` rows."""
+
+    def __init__(self, most: int, change: float) -> None:
+        super().__init__()
+        self.net, self.most, self.change = load_classifier("digits"), most, change
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        first = torch.arange(out.shape[1]) == 0
+        return out + torch.where(first, self.change, 0.0) if len(x) > self.most else out
+
+
+@pytest.mark.parametrize("most", [1, 3, 15])
+@pytest.mark.parametrize("change", [1.0, torch.nan])
+def test_passes_of_every_size_are_compared(most: int, change: float) -> None:
+    """One that leaves the image unanswered among others depends on them, too."""
+    model = Defended(Identity(), Crowded(most, change))
+    assert (neighbours_matter(model, IMAGES.x, NOISE) or 0.0) > 0.01
+    if most > 1:
+        assert neighbours_matter(model, IMAGES.x, NOISE, most) is None

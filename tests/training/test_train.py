@@ -113,8 +113,39 @@ def kill_at(at):
     return watch
 
 
+class Notes:
+    """A watch that remembers every loss, but for that of the update it is killed at."""
+
+    def __init__(self, at=0):
+        self.at, self.losses = at, {}
+
+    def __call__(self, update, updates, loss, average):
+        if update == self.at:
+            raise Killed
+        self.losses[str(update)] = loss
+
+    def memory(self):
+        return {"losses": dict(self.losses)}
+
+    def recall(self, memory):
+        self.losses = dict(memory["losses"])
+
+
+@pytest.mark.parametrize("at", [1, 4, 5, 7])
+def test_what_a_watch_remembers_goes_on(images, tmp_path, at):
+    """At 4 and 7 it is killed between the checkpoint and the watch, which is called once more."""
+    whole, path = Notes(), tmp_path / "checkpoint.safetensors"
+    train(Head(), CrossEntropy(), images, PLAN, watch=whole)
+    assert len(whole.losses) == 7
+    with pytest.raises(Killed):
+        train(Head(), CrossEntropy(), images, PLAN, checkpoint=path, watch=Notes(at))
+    resumed = Notes()
+    train(Head(), CrossEntropy(), images, PLAN, checkpoint=path, watch=resumed)
+    assert resumed.losses == whole.losses
+
+
 @pytest.mark.parametrize(("make", "what"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
-@pytest.mark.parametrize("at", [1, 2, 5])
+@pytest.mark.parametrize("at", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 5])
 def test_killed_at_any_update_and_resumed_is_bit_equal(
     images, classifier, tmp_path, make, what, at
 ):

@@ -64,8 +64,9 @@ def cli(threads: int, debug: bool) -> None:
 
 def main() -> None:
     """Run the command line; errors become one sentence and exit status 1 (2 for wrong usage)."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name need not be text
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = cli.main(standalone_mode=False)
     except click.ClickException as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -30,7 +29,7 @@ from depure.evaluation.neighbours import check_neighbours
 from depure.evaluation.record import describe, differences, packages, refuse_other, title_of
 from depure.evaluation.result import Result
 from depure.evaluation.shards import Shard, base_noise, compute_shard, shard_name
-from depure.files import locked, sweep
+from depure.files import locked, sweep, temporary_folder
 from depure.pieces import Pieces, identity, read_config, write_config
 from depure.purify.defended import Defended
 from depure.rows import Chunk, rows_at_once
@@ -352,7 +351,7 @@ def evaluate(
         threat: the ball, and the noise stages the attacker knows.
         draws: fresh draws per image; one is used where all noise is known.
         seed: of all randomness.
-        out: run folder; a temporary one, deleted at the end, if omitted.
+        out: run folder; if omitted a temporary one, deleted at the end (or, killed, by the next).
         shard_size: images per shard, attacked together; a stopped one goes on inside.
         batch: most rows of a forward pass, see `plan_chunk`; 1 judges a defence whose answers
             depend on the images beside (refused otherwise) one image at a time.
@@ -369,9 +368,9 @@ def evaluate(
         ValueError: for a broken gradient, answers that depend on the images beside, a run folder of
             another configuration, a damaged shard or settings that do not fit.
     """
-    with tempfile.TemporaryDirectory(prefix="depure-") as temporary:
+    with temporary_folder() as temporary:
         run = Evaluation(
-            model, images, attack, threat, Path(out) if out else Path(temporary), draws=draws,
+            model, images, attack, threat, Path(out) if out else temporary, draws=draws,
             seed=seed, shard_size=shard_size, batch=batch, check_images=check_images,
             title=title, command=command, remember=out is not None, memory_limit=memory_limit,
             gradient_check=gradient_check,

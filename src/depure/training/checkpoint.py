@@ -8,11 +8,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from depure.files import replacing
-from depure.weights import fingerprint, first_line, save_tensors
+from depure.weights import (
+    UNREADABLE,
+    fingerprint,
+    first_line,
+    parse_safetensors,
+    save_tensors,
+)
 
 
 def earlier(path: Path) -> Path:
@@ -77,18 +83,16 @@ def remove_checkpoint(path: Path) -> None:
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        with file.open("rb") as raw:
-            raw.read(1)
+        data = file.read_bytes()
     except OSError as error:
         raise OSError(f"cannot read the checkpoint {file} ({error.strerror or error})") from error
     try:
-        with safe_open(file, "pt") as opened:
-            text, checksum = (opened.metadata()[name] for name in ("facts", "checksum"))
-            tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
+        tensors, said = parse_safetensors(data)
+        text, checksum = said["facts"], said["checksum"]
         if checksum != _checksum(tensors, text):
             raise ValueError("its checksum does not fit")
         facts: dict[str, Any] = json.loads(text)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, *UNREADABLE) as error:
         raise ValueError(f"the checkpoint {file} is damaged ({first_line(error)})") from error
     return tensors, facts
 
