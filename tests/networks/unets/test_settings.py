@@ -86,7 +86,7 @@ def test_early_names_of_blocks() -> None:
         ({"in_channels": True}, "in_channels must be a whole number from 1 .* got True"),
         ({"out_channels": None}, "out_channels must be a whole number"),
         ({"layers_per_block": 0}, "layers_per_block must be a whole number"),
-        ({"layers_per_block": 65}, "layers_per_block must be at most 64"),
+        ({"layers_per_block": 65}, "layers_per_block must be a whole number from 1 to 64; got 65"),
         ({"attention_head_dim": 64}, "attention_head_dim must be at most .* 32; got 64"),
         ({"act_fn": "tanh"}, "act_fn must be one of silu, .* got 'tanh'"),
         ({"act_fn": ["silu"]}, r"act_fn must be one of silu, .* got \('silu',\)"),

@@ -51,7 +51,7 @@ class Residual(nn.Module):
         super().__init__()
         self.scale = shape.scale
         self.scales_by_time = settings.resnet_time_scale_shift == "scale_shift"
-        self.resample = shape.resample and RESAMPLE[shape.resample]
+        self.resample = shape.resample or ""
         told = 2 * shape.out if self.scales_by_time else shape.out
         self.norm1 = nn.GroupNorm(shape.groups, shape.channels, settings.norm_eps)
         self.conv1 = nn.Conv2d(shape.channels, shape.out, 3, padding=1)
@@ -60,7 +60,7 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
         self.conv2 = nn.Conv2d(shape.out, shape.out, 3, padding=1)
         self.nonlinearity = ACTIVATIONS[settings.act_fn]()
-        filtered = (shape.resample or "").startswith("filtered")
+        filtered = self.resample.startswith("filtered")
         self.conv_shortcut = (
             nn.Conv2d(shape.channels, shape.out, 1)
             if filtered or shape.channels != shape.out
@@ -71,7 +71,8 @@ class Residual(nn.Module):
         """From x (B, C, H, W) and time (B, F) to (B, out, H', W')."""
         h = self.nonlinearity(self.norm1(x))
         if self.resample:
-            x, h = self.resample(x), self.resample(h)
+            resample = RESAMPLE[self.resample]
+            x, h = resample(x), resample(h)
         h = self.conv1(h)
         told = self.time_emb_proj(self.nonlinearity(time))[:, :, None, None]
         if self.scales_by_time:

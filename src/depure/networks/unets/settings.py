@@ -213,7 +213,9 @@ def _check_numbers(settings: UNetSettings) -> None:
         if not _is_real(value):
             raise _wrong(name, value, f"a number within {_LARGEST:,}")
     if settings.layers_per_block > _LONGEST:
-        raise _wrong("layers_per_block", settings.layers_per_block, f"at most {_LONGEST}")
+        raise _wrong(
+            "layers_per_block", settings.layers_per_block, f"a whole number from 1 to {_LONGEST}"
+        )
     if not _is_whole(settings.downsample_padding, 0) or settings.downsample_padding > 1:
         raise _wrong("downsample_padding", settings.downsample_padding, "0 or 1")
     if not 0 <= settings.dropout <= 1:

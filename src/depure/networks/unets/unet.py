@@ -31,6 +31,8 @@ class UNet(nn.Module):
     def __init__(self, settings: UNetSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.centres = settings.center_input_sample
+        self.divides = settings.time_embedding_type == "fourier"
         widths = settings.widths
         self.conv_in = nn.Conv2d(settings.in_channels, widths[0], 3, padding=1)
         self.time_proj, features = time_projection(settings)
@@ -63,13 +65,11 @@ class UNet(nn.Module):
                 f"height and width must be multiples of {factor} for this UNet; got "
                 f"{tuple(x.shape)}: pad or resize the images"
             )
-        x = 2 * x - 1.0 if self.settings.center_input_sample else x
+        x = 2 * x - 1.0 if self.centres else x
         times = torch.as_tensor(t, device=x.device).expand(len(x))
         time = self._embedded(times, classes)
         out = self._through_blocks(x, time)
-        if self.settings.time_embedding_type == "fourier":
-            out = out / times[:, None, None, None]
-        return out
+        return out / times[:, None, None, None] if self.divides else out
 
     def _embedded(self, times: Tensor, classes: Tensor | None) -> Tensor:
         dtype = self.conv_in.weight.dtype
