@@ -185,10 +185,11 @@ def test_outputs_and_gradients_equal_diffusers_to_the_bit(case: str, dtype: torc
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, config.get("in_channels", 3), size, size, generator=generator).to(dtype)
     fourier = config.get("time_embedding_type") == "fourier"
-    for training in (False, True):
-        theirs.train(training)
-        ours.train(training)
-        assert_equal_to_the_bit(theirs, ours, x, labels, fourier=fourier)
+    assert_equal_to_the_bit(theirs, ours, x, labels, fourier=fourier)
+    for part in (*theirs.modules(), *ours.modules()):
+        if isinstance(part, nn.Dropout):
+            part.p = 0.3  # as training sets it, in attention too
+    assert_equal_to_the_bit(theirs.train(), ours.train(), x, labels, fourier=fourier)
 
 
 def test_class_embedding_of_times_equals_diffusers() -> None:
