@@ -19,6 +19,7 @@ FLOORS = {
     "rows": 0,
     "types": 0,
     "weights": 0,
+    "networks": 0.5,
     "pieces": 0.5,
     "diffusion": 1,
     "purify": 2,

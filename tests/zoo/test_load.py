@@ -152,8 +152,8 @@ def pipeline(tmp_path: Path) -> tuple[Path, UNet2DModel]:
 
 def same(left: nn.Module, right: nn.Module) -> bool:
     x, t = torch.rand(2, 1, 4, 4), torch.tensor([3, 40])
-    with torch.no_grad():  # equal up to rounding, which hangs on where tensors lie in memory
-        return torch.allclose(left(x, t).sample, right(x, t).sample, atol=1e-5)
+    right.requires_grad_(False)  # as loaded; linear layers that train round otherwise
+    return torch.equal(left(x, t), right(x, t).sample)
 
 
 def lay_out(root: Path, layout: str) -> Path:
@@ -209,7 +209,7 @@ def test_broken_unet_folders(pipeline: tuple[Path, UNet2DModel], tmp_path: Path)
     with pytest.raises(FileNotFoundError, match=r"model\.bin beside it is a pickle"):
         load_denoiser(str(root))
     save_file({"a": torch.zeros(1)}, root / "unet" / WEIGHTS)
-    with pytest.raises(ValueError, match="does not fit UNet2DModel"):
+    with pytest.raises(ValueError, match="does not fit UNet "):
         load_denoiser(str(root))
 
 
@@ -241,13 +241,14 @@ def test_bundled_relatives_of_the_digits_models() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"block_out_channels": [10**12, 10**12]}, "block_out_channels must lie within"),
+        ({"block_out_channels": [10**12, 10**12]}, "block_out_channels must be a list of whole"),
         ({"layers_per_block": 10**6}, "layers_per_block must be a whole number from 1 to 64"),
         ({"layers_per_block": "x"}, "layers_per_block must be a whole number"),
-        ({"down_block_types": ["DownBlock2D"] * 100}, "down_block_types must have at most 64"),
-        ({"norm_num_groups": 0}, "do not fit together"),
-        ({"block_out_channels": 3}, "do not fit together"),
-        ({"block_out_channels": [2**20, 2**20]}, "does not fit UNet2DModel"),  # built of no memory
+        ({"down_block_types": ["DownBlock2D"] * 100}, "down_block_types must be a list as long as"),
+        ({"norm_num_groups": 0}, "norm_num_groups must be a whole number"),
+        ({"block_out_channels": 3}, "block_out_channels must be a list of whole"),
+        ({"made_up": 3}, "made_up is no setting of this UNet"),
+        ({"block_out_channels": [2**20, 2**20]}, "does not fit UNet "),  # built of no memory
     ],
 )
 def test_settings_of_a_unet_that_would_take_hours_or_all_memory(tmp_path, change, said):

@@ -7,6 +7,7 @@ import torch
 
 from depure import weights as disk
 from depure.diffusion import Karras, VPDiscrete
+from depure.files import read_json
 from depure.zoo import CifarResNet, load_denoiser, save
 from depure.zoo.build import new_unet
 from depure.zoo.save import save_classifier, save_denoiser
@@ -19,13 +20,33 @@ def unet(seed):
 
 
 def test_the_folder_is_what_diffusers_writes(tmp_path):
-    network = unet(0)
-    network.save_pretrained(tmp_path / "theirs")
+    diffusers = pytest.importorskip("diffusers")
+    network = unet(0).eval()
     files = save_denoiser(network, VPDiscrete.linear(), tmp_path / "ours")
     assert sorted(p for p in (tmp_path / "ours").rglob("*") if p.is_file()) == sorted(files)
-    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
-        theirs = (tmp_path / "theirs" / name).read_bytes()
-        assert (tmp_path / "ours" / "unet" / name).read_bytes() == theirs
+    read = diffusers.UNet2DModel.from_pretrained(tmp_path / "ours" / "unet")
+    read.save_pretrained(tmp_path / "theirs")
+    ours, theirs = tmp_path / "ours" / "unet", tmp_path / "theirs"
+    weights = "diffusion_pytorch_model.safetensors"
+    assert (ours / weights).read_bytes() == (theirs / weights).read_bytes()
+    config = read_json(theirs / "config.json")
+    assert {**read_json(ours / "config.json"), "_diffusers_version": diffusers.__version__} == {
+        k: v for k, v in config.items() if k != "_name_or_path"
+    }
+    x, t = torch.rand(2, 1, 8, 8), torch.tensor([0, 700])
+    with torch.no_grad():
+        assert torch.equal(read(x, t).sample, network(x, t))
+    scheduler = diffusers.DDPMScheduler.from_pretrained(tmp_path / "ours" / "scheduler")
+    assert torch.equal(scheduler.betas, torch.tensor(VPDiscrete.linear().betas))
+
+
+def test_a_network_of_diffusers_is_written_too(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    network = diffusers.UNet2DModel(**unet(0).settings.to_config()).eval()
+    network.requires_grad_(False)  # as loaded; linear layers that train round otherwise
+    save_denoiser(network, VPDiscrete.linear(), tmp_path)
+    x, t = torch.rand(2, 1, 8, 8), torch.tensor([0, 700])
+    assert torch.equal(load_denoiser(str(tmp_path)).network(x, t), network(x, t).sample)
 
 
 def test_what_does_not_read_back_is_an_error_and_the_old_model_stays(tmp_path, monkeypatch):
@@ -82,6 +103,6 @@ def test_new_weights_of_the_same_model_are_one_renaming(tmp_path, monkeypatch):
     assert [c.name for c in calls] == ["diffusion_pytorch_model.safetensors"]
 
 
-def test_only_models_of_diffusers(tmp_path):
-    with pytest.raises(ValueError, match=r"only a model of diffusers .* got CifarResNet"):
+def test_only_networks_with_settings(tmp_path):
+    with pytest.raises(ValueError, match=r"only a UNet or a model of diffusers .* got CifarResNet"):
         save.save_denoiser(CifarResNet(8, 4), VPDiscrete.linear(), tmp_path)

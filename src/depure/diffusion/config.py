@@ -6,27 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-_LARGEST = 2**20  # of any whole number in a UNet's settings
-_LONGEST = 64  # of any list in them, and of the layers of one block
-
-
-def check_unet(config: Mapping[str, Any]) -> None:
-    """Refuse settings of a UNet that would take hours or all memory to build.
-
-    Raises:
-        ValueError: names the setting, what came and what was expected.
-    """
-    for name, value in config.items():
-        if isinstance(value, list) and len(value) > _LONGEST:
-            raise ValueError(f"{name} must have at most {_LONGEST} entries; got {len(value)}")
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, int | float) and not -_LARGEST <= item <= _LARGEST:
-                raise ValueError(f"{name} must lie within {_LARGEST:,}; got {item!r:.40}")
-    layers = config.get("layers_per_block", 2)
-    if not isinstance(layers, int) or not 1 <= layers <= _LONGEST:
-        raise ValueError(
-            f"layers_per_block must be a whole number from 1 to {_LONGEST}; got {layers!r:.40}"
-        )
+_LARGEST = 2**20  # of any whole number, and of the entries of a list
 
 
 def number(config: Mapping[str, Any], name: str, otherwise: float) -> float:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from depure.diffusion.config import check_unet, number, numbers, whole
+from depure.diffusion.config import number, numbers, whole
 from depure.diffusion.schedule import Karras, Schedule, VPDiscrete
+from depure.networks.unets import UNet, UNetSettings, current_names
 from depure.weights import (
     check_weights,
     first_line,
@@ -26,7 +27,7 @@ _EDM_PREDICTIONS = {"epsilon": "edm", "v_prediction": "v"}
 
 
 def read_folder(root: Path) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The UNet2DModel of a folder, and its scheduler's configuration where there is one.
+    """The UNet of a folder, and its scheduler's configuration where there is one.
 
     Args:
         root: a pipeline (`unet/` and `scheduler/`, or both at the root), or a `unet` folder with
@@ -36,8 +37,6 @@ def read_folder(root: Path) -> tuple[nn.Module, dict[str, Any] | None]:
         FileNotFoundError: if the folder, or a file it needs, does not exist.
         ValueError: if a file is damaged, no UNet2DModel, or does not fit its configuration.
     """
-    from diffusers import UNet2DModel  # imported here: it takes seconds
-
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}: pass one that diffusers saved, with unet/")
     folder = root / "unet" if (root / "unet").is_dir() else root
@@ -47,40 +46,24 @@ def read_folder(root: Path) -> tuple[nn.Module, dict[str, Any] | None]:
             f"{folder / 'config.json'} describes {config.get('_class_name')!r}; "
             "expected a UNet2DModel that works on pixels"
         )
-    tensors = read_safetensors(folder / _WEIGHTS)
-    tensors = _modern_names(tensors)
-    build: Callable[[dict[str, Any]], Any] = UNet2DModel.from_config
+    tensors = current_names(read_safetensors(folder / _WEIGHTS))
     with torch.device("meta"):  # the shapes alone: weights are made when they are known to fit
-        shapes = _built(build, config, folder / "config.json")
+        shapes = _built(config, folder / "config.json")
     check_weights(shapes, tensors, folder / _WEIGHTS)
-    network = _built(build, config, folder / "config.json")
+    network = _built(config, folder / "config.json")
     fit_weights(network, tensors, folder / _WEIGHTS)
     scheduler = _find_scheduler(root, folder)
     return network, read_config(scheduler) if scheduler else None
 
 
-def _built(build: Callable[[dict[str, Any]], Any], config: dict[str, Any], path: Path) -> nn.Module:
+def _built(config: dict[str, Any], path: Path) -> UNet:
     try:
-        check_unet(config)
-        network: nn.Module = build(config)
+        return UNet(UNetSettings.from_config(config))
     except Exception as error:  # whatever its settings, good for any kind of error, make of it
         reason = first_line(error) if isinstance(error, ValueError) else "they do not fit together"
         raise ValueError(
             f"{path} holds settings of which no UNet can be built ({reason}): copy the folder anew"
         ) from error
-    return network
-
-
-def _modern_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Checkpoints from before diffusers 0.15 call the parts of an attention block otherwise."""
-    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-    renamed = {}
-    for name, tensor in tensors.items():
-        block, _, end = name.rpartition(".")
-        parent, _, part = block.rpartition(".")
-        modern = f"{parent}.{old[part]}.{end}" if "attentions." in parent and part in old else name
-        renamed[modern] = tensor
-    return renamed
 
 
 def _find_scheduler(root: Path, folder: Path) -> Path | None:

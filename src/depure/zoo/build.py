@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any
 
-import diffusers
 from torch import nn
 
+from depure.networks.unets import UNet, UNetSettings
 from depure.zoo.nets import CifarResNet, SmallCNN
 from depure.zoo.wide import WideResNet, wide_resnet_sizes
 
@@ -21,8 +20,8 @@ def new_unet(
     layers: int = 1,
     attention: Sequence[int] = (),
     dropout: float = 0.0,
-) -> nn.Module:
-    """A diffusers `UNet2DModel` with fresh weights from torch's generator.
+) -> UNet:
+    """A UNet with fresh weights from torch's generator.
 
     Args:
         size: height and width of the images.
@@ -51,19 +50,18 @@ def new_unet(
     if any(w % groups for w in widths):
         raise ValueError(f"widths must be multiples of {groups}; got {tuple(widths)}")
     attends = [size // 2**i in attention for i in range(len(widths))]
-    build: Any = diffusers.UNet2DModel
-    network: nn.Module = build(
-        sample_size=size,
+    settings = UNetSettings(
+        sample_size=int(size),
         in_channels=channels,
         out_channels=channels,
-        block_out_channels=tuple(widths),
+        block_out_channels=tuple(int(w) for w in widths),
         layers_per_block=layers,
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
         norm_num_groups=groups,
         dropout=dropout,
     )
-    return network
+    return UNet(settings)
 
 
 def new_classifier(arch: str, channels: int, classes: int) -> nn.Module:

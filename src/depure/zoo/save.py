@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from depure.diffusion import VPSDE, Karras, Schedule, VPDiscrete
 from depure.files import replacing, write_text
+from depure.networks.unets import UNet
 from depure.weights import fingerprint, read_safetensors, save_tensors
 
 
@@ -21,27 +22,22 @@ def save_denoiser(network: nn.Module, schedule: Schedule, folder: Path) -> list[
     whatever a kill leaves is never a mixture that can be loaded.
 
     Args:
-        network: a diffusers model that predicts the noise (or is the raw network of EDM).
+        network: a `UNet`, or a model of diffusers, that predicts the noise (or is the raw network
+            of EDM).
         schedule: what it was trained on; a VP-SDE is written as its discrete steps.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: the schedule has no counterpart in diffusers, or the network is none of theirs.
+        ValueError: the schedule has no counterpart in diffusers, or the network has none.
         OSError: a file cannot be written.
     """
-    described: Any = getattr(network, "to_json_string", None)
-    if described is None:
-        raise ValueError(
-            f"only a model of diffusers can be written in their layout; got "
-            f"{type(network).__name__}: pass a UNet2DModel"
-        )
     config = folder / "unet" / "config.json"
     texts = {
         folder / "scheduler" / "scheduler_config.json": json.dumps(_scheduler(schedule), indent=2)
         + "\n",
-        config: described(),
+        config: _described(network),
     }
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     other = any(_text(path) != text for path, text in texts.items())
@@ -53,6 +49,19 @@ def save_denoiser(network: nn.Module, schedule: Schedule, folder: Path) -> list[
         for path, text in texts.items():
             write_text(path, text)
     return [weights, *texts]
+
+
+def _described(network: nn.Module) -> str:
+    if isinstance(network, UNet):
+        return json.dumps(network.settings.to_config(), indent=2, sort_keys=True) + "\n"
+    theirs: Any = getattr(network, "to_json_string", None)
+    if theirs is None:
+        raise ValueError(
+            f"only a UNet or a model of diffusers can be written in the layout of diffusers; got "
+            f"{type(network).__name__}: pass one that new_unet or load_denoiser gives"
+        )
+    text: str = theirs()
+    return text
 
 
 def _text(path: Path) -> str | None:

@@ -1,0 +1,1 @@
+"""Networks: layers and weights, nothing about diffusion or attacks."""
