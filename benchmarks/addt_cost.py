@@ -28,8 +28,7 @@ from torch.nn import functional
 
 from depure.diffusion import VPDiscrete
 from depure.noise import Noise
-from depure.training import ADDT, DiscreteVP, addt_loss, mixing, rank_map
-from depure.training.addt import adversarial_noise
+from depure.training import ADDT, DiscreteProcess, adversarial_noise, rank_map
 from depure.zoo import CifarResNet, load_classifier, load_denoiser
 from depure.zoo.build import new_unet
 
@@ -84,15 +83,16 @@ def ways(
     network.train().requires_grad_(True).to(device)
     classifier.eval().requires_grad_(False).to(device)
     channels = 1 if size == 8 else 3
-    family, settings = DiscreteVP(VPDiscrete.linear()), ADDT()
+    process = DiscreteProcess(VPDiscrete.linear())
+    objective = ADDT(process, classifier)
     x0 = 2 * torch.rand(batch, channels, size, size, device=device) - 1
     y = torch.arange(batch, device=device) % 10
     t = torch.randint(0, 1000, (batch,), device=device)
     noise, eps = Noise.of(0, range(batch)), torch.randn_like(x0)
-    share = mixing(family.gamma(t, x0), settings.unit, settings.low, settings.high)
+    share = objective.share(t, x0)
 
     def guiding(mixed: Tensor) -> Tensor:
-        estimate = family.predict(network, family.diffuse(x0, t, mixed), t)
+        estimate = process.denoised(network, process.diffuse(x0, t, mixed), t)
         return functional.cross_entropy(classifier(estimate.x0 / 2 + 0.5), y)
 
     def clear() -> None:
@@ -106,11 +106,11 @@ def ways(
             leaf = eps.clone().requires_grad_()
             torch.autograd.grad(guiding(leaf), leaf)
         network.requires_grad_(True)
-        torch.autograd.backward(family.loss(network, x0, t, eps).mean())
+        torch.autograd.backward(process.loss(network, x0, t, eps).mean())
 
     def ours() -> None:
         clear()
-        loss = addt_loss(network, classifier, family, x0, y, t, noise, settings)
+        loss = objective.loss(network, x0, y, t, noise)
         torch.autograd.backward(loss)
 
     def official() -> None:
@@ -123,7 +123,7 @@ def ways(
             e_d = rank_map(total, torch.randn_like(x0), "channel")
         clear()
         mixed = adversarial_noise(torch.randn_like(x0), e_d, share)
-        torch.autograd.backward(family.loss(network, x0, t, mixed).mean())
+        torch.autograd.backward(process.loss(network, x0, t, mixed).mean())
 
     return {BARE: bare, OURS: ours, OFFICIAL: official}
 

@@ -26,9 +26,9 @@ MODELS = {  # vanilla is the bundled model, where all others start
     "control": "--perturbation none",
     "ADDT": "--perturbation rbgm",
     "ADDT without RBGM": "--perturbation pgd",
-    "ADDT: lambda of the paper": "--perturbation rbgm --unit 0.03 --high 0.3",
-    "ADDT: half lambda": "--perturbation rbgm --unit 0.1 --high 0.5",
-    "ADDT: guided by eps": "--perturbation rbgm --guide eps",
+    "ADDT: lambda of the paper": "--perturbation rbgm --lambda-unit 0.03 --lambda-max 0.3",
+    "ADDT: half lambda": "--perturbation rbgm --lambda-unit 0.1 --lambda-max 0.5",
+    "ADDT: guided by eps": "--perturbation rbgm --guide-loss eps",
     "ADDT: last gradient": "--perturbation rbgm --accumulate last",
     "ADDT: one iteration": "--perturbation rbgm --iterations 1",
 }

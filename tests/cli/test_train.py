@@ -177,7 +177,7 @@ def test_tensorboard_hears_every_metric(run, fails, monkeypatch):
 def test_bad_training_input(fails, tmp_path):
     fails("train addt --perturbation gauss", "'gauss' is not one of")
     fails("train adversarial --ball l2 --eps 9", "largest L2 change", "got 9")
-    fails("train addt --unit -1", "--unit", "of at least 0")
+    fails("train addt --lambda-unit -1", "--lambda-unit", "of at least 0")
     fails("train addt --data nowhere", "nowhere")
     fails("train addt --denoiser nowhere", "nowhere")
     fails("train addt --lr 0", "--lr", "above 0")

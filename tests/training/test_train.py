@@ -16,12 +16,12 @@ from depure.noise import Noise
 from depure.threat import Linf
 from depure.training import (
     ADDT,
-    EDM,
     TRADES,
-    ContinuousVP,
+    ContinuousProcess,
     CrossEntropy,
     Denoising,
-    DiscreteVP,
+    DiscreteProcess,
+    EDMProcess,
     Flip,
     PGDTraining,
     Plan,
@@ -82,17 +82,23 @@ class Head(nn.Module):
         return self.last(self.dropout(torch.tanh(self.norm(self.first(x)))).flatten(1))
 
 
-FAMILIES = {"ddpm": DiscreteVP(VPDiscrete.linear()), "vpsde": ContinuousVP(VPSDE()), "edm": EDM()}
+PROCESSES = {
+    "ddpm": DiscreteProcess(VPDiscrete.linear()),
+    "vpsde": ContinuousProcess(VPSDE()),
+    "edm": EDMProcess(),
+}
 
 
-def denoising(family="ddpm", classifier=None, **settings):
-    return Denoising(FAMILIES[family], ADDT(**settings), classifier)
+def denoising(process="ddpm", classifier=None, perturbation="none", **settings):
+    if perturbation == "none":
+        return Denoising(PROCESSES[process])
+    return ADDT(PROCESSES[process], classifier, perturbation, **settings)
 
 
 def cases():
-    for family in FAMILIES:
+    for process in PROCESSES:
         for kind in ("rbgm", "pgd", "none"):
-            yield f"{family}-{kind}", Net, (family, {"perturbation": kind, "iterations": 2})
+            yield f"{process}-{kind}", Net, (process, {"perturbation": kind, "iterations": 2})
     yield "plain classifier", Head, CrossEntropy()
     yield "PGD-AT", Head, PGDTraining(Linf(0.1), 2)
     yield "TRADES", Head, TRADES(Linf(0.1), steps=2)
@@ -269,25 +275,27 @@ def test_another_configuration_and_a_damaged_checkpoint(images, classifier, tmp_
         train(Net(), what, data, plan, augment=change, checkpoint=path, watch=watch)
 
     with pytest.raises(Killed):
-        run(denoising(classifier=classifier), watch=kill_at(4))
+        run(denoising(classifier=classifier, perturbation="rbgm"), watch=kill_at(4))
     before = path.read_bytes()
     other = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval().requires_grad_(False)
     changes = {
-        "objective": {"what": denoising(classifier=classifier, unit=0.1)},
+        "objective": {
+            "what": denoising(classifier=classifier, perturbation="rbgm", lambda_unit=0.1)
+        },
         "plan": {"plan": replace(PLAN, lr=1.0)},
         "images": {"data": images[:11]},
         "augment": {"change": (Flip(),)},
     }
     for name, change in changes.items():
         with pytest.raises(ValueError, match=rf"another configuration \(another {name}\)"):
-            run(**{"what": denoising(classifier=classifier), **change})
+            run(**{"what": denoising(classifier=classifier, perturbation="rbgm"), **change})
     with pytest.raises(ValueError, match="another objective"):  # the guide's weights count
-        run(denoising(classifier=other))
+        run(denoising(classifier=other, perturbation="rbgm"))
     assert path.read_bytes() == before
     earlier(path).unlink()
     path.write_bytes(before[:200])
     with pytest.raises(ValueError, match=r"is damaged .*: delete it and train again"):
-        run(denoising(classifier=classifier))
+        run(denoising(classifier=classifier, perturbation="rbgm"))
 
 
 def test_a_nan_loss_stops_and_keeps_the_last_checkpoint(images, tmp_path):

@@ -15,27 +15,24 @@ import torch
 from torch import nn
 
 from depure.cli import train_options as opts
-from depure.cli.build import build_training_images, check_device, named, numbered
+from depure.cli.build import build_training_images, check_device, named
 from depure.cli.checks import classifier_measure, denoiser_measure, sample_sheet
 from depure.cli.config import config
 from depure.cli.monitor import Measure, Monitor
 from depure.cli.options import common
 from depure.cli.show import console, plain_warnings, progress_bar
 from depure.cli.train_folder import RECORD, Folder
+from depure.cli.train_parts import check_start, known_to, process_of
 from depure.data import Images
-from depure.diffusion import VPSDE, Denoiser, Karras, Schedule, VPDiscrete
+from depure.diffusion import Denoiser, Karras, Schedule, VPDiscrete
 from depure.files import locked
 from depure.threat import L2, Linf
 from depure.training import (
     ADDT,
-    EDM,
     TRADES,
     Augment,
-    ContinuousVP,
     CrossEntropy,
     Denoising,
-    DiscreteVP,
-    Family,
     Flip,
     Objective,
     PGDTraining,
@@ -147,8 +144,8 @@ def diffusion_command(**options: Any) -> None:
             layers=options["layers"], attention=options["attention"],
             dropout=options["dropout"] or 0.0,
         )  # fmt: skip
-    family, schedule = _family(options, VPDiscrete.linear())
-    _train_denoiser(options, network, Denoising(family), schedule, images, held)
+    process, schedule = process_of(options, VPDiscrete.linear())
+    _train_denoiser(options, network, Denoising(process), schedule, images, held)
 
 
 @command.command("addt", short_help="Fine-tune a diffusion model adversarially (ADDT).")
@@ -174,26 +171,24 @@ def addt_command(**options: Any) -> None:
     """
     images, held = _data(options)
     start = named("--denoiser", lambda: load_denoiser(options["denoiser"]))
-    _check_start(start, images)
+    check_start(start, images)
     guide = _guide(options)
-    guides = options["guide"] == "ce" and options["perturbation"] != "none"
-    if guides or len(held):
-        images, held = _known_to(guide, images, held, options)
-    settings = ADDT(
-        perturbation=options["perturbation"], iterations=options["iterations"],
-        accumulate=options["accumulate"], guide=options["guide"], unit=options["unit"],
-        high=options["high"], scope=options["scope"], eps=options["eps"],
-        step=options["eps"] / 2 if options["step_size"] is None else options["step_size"],
-    )  # fmt: skip
-    family, schedule = _family(options, start.schedule)
-    objective = Denoising(family, settings, guide.to(_device(options)))
+    plain = options["perturbation"] == "none"
+    if (options["guide_loss"] == "ce" and not plain) or len(held):
+        images, held = known_to(guide, images, held, options)
+    process, schedule = process_of(options, start.schedule)
+    objective: Objective = Denoising(process)
+    if not plain:
+        step = options["eps"] / 2 if options["step_size"] is None else options["step_size"]
+        chosen = {name: options[name] for name in _ADDT.split()}
+        objective = ADDT(process, guide.to(_device(options)), step=step, **chosen)
     _train_denoiser(options, start.network, objective, schedule, images, held)
 
 
 def _train_denoiser(
     options: dict[str, Any],
     network: nn.Module,
-    objective: Denoising,
+    objective: Objective,
     schedule: Schedule,
     images: Images,
     held: Images,
@@ -207,7 +202,7 @@ def _train_denoiser(
 
     measure, record = None, {"every": options["check_every"]}
     if len(held):
-        held = _known_to(guide := _guide(options), images, held, options)[1]
+        held = known_to(guide := _guide(options), images, held, options)[1]
         guide = guide.to(_device(options))
         measure = partial(
             denoiser_measure, wrap=purifier, guide=guide, held=held, eps=options["check_eps"]
@@ -218,6 +213,9 @@ def _train_denoiser(
     _run(options, network, objective, images, save, Checks(measure, picture, record))
     if _main():
         _say(f"use it with --denoiser {options['out']}")
+
+
+_ADDT = "perturbation iterations accumulate guide_loss lambda_unit lambda_max rank_within eps"
 
 
 @dataclass(frozen=True)
@@ -326,52 +324,6 @@ def _data(options: dict[str, Any]) -> tuple[Images, Images]:
     apart = images.sample(held, seed=1)
     kept = ~torch.isin(images.index, apart.index)
     return images[kept], apart
-
-
-def _family(options: dict[str, Any], schedule: Schedule) -> tuple[Family, Schedule]:
-    name, t_max = options["family"], options["t_max"]
-    if name == "edm":
-        karras = schedule if isinstance(schedule, Karras) else Karras()
-        return EDM(karras.sigma_data, options["p_mean"], options["p_std"]), karras
-    if name == "vpsde":
-        return ContinuousVP(VPSDE(), t_max=t_max), VPSDE()
-    if not isinstance(schedule, VPDiscrete):
-        raise ValueError(
-            f"the family ddpm needs a discrete schedule; the denoiser has {schedule!r}: pass "
-            f"--family edm"
-        )
-    return DiscreteVP(schedule, t_max), schedule
-
-
-def _check_start(start: Denoiser, images: Images) -> None:
-    """Refuse a denoiser that was made for other images."""
-    config: Any = getattr(start.network, "config", None)
-    channels = getattr(config, "in_channels", images.x.shape[1])
-    size = getattr(config, "sample_size", images.x.shape[-1])
-    if (channels, size) != (images.x.shape[1], images.x.shape[-1]):
-        raise ValueError(
-            f"the denoiser takes images of {channels}x{size}x{size}; the data are "
-            f"{'x'.join(str(n) for n in images.x.shape[1:])}: choose another, or --image-size"
-        )
-    try:
-        with torch.no_grad():
-            start.network(images.x[:1], torch.ones(1))
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"--denoiser: its network does not run on the data: {error}") from error
-
-
-def _known_to(
-    guide: nn.Module, images: Images, held: Images, options: dict[str, Any]
-) -> tuple[Images, Images]:
-    """The images labelled as the guide has it; ValueError if it does not take them."""
-    try:
-        with torch.no_grad():
-            logits = guide(images.x[:1])
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"the guide does not take these images: {error}") from error
-    given = options["classes"] is not None
-    labelled = partial(numbered, outputs=logits.shape[1], given=given)
-    return labelled(images), labelled(held)
 
 
 def _many() -> bool:

@@ -13,9 +13,9 @@ import yaml
 from depure.cli.config import given_with_recipe
 from depure.cli.options import EPS, PIXELS, Command, _option, _stack, classes
 from depure.cli.values import Count, Number, Several
-from depure.training.addt import Accumulate, Perturbation
-from depure.training.guide import Guide
-from depure.training.rbgm import Scope
+from depure.training.objectives.addt import Accumulate
+from depure.training.objectives.guide import GuideLoss
+from depure.training.objectives.rbgm import RankWithin
 
 PRESETS = ("digits", "cifar10-small", "paper-cifar10")
 
@@ -156,19 +156,19 @@ def guide(*, checks_only: bool) -> Callable[[Command], Command]:
 
 perturbation = _stack(
     [
-        _option("--perturbation", default="rbgm", type=click.Choice(list(get_args(Perturbation))),
+        _option("--perturbation", default="rbgm", type=click.Choice(["rbgm", "pgd", "none"]),
                 help="rbgm: ADDT. pgd: ADDT without RBGM (the classifier-guided adversarial "
                 "training of its earlier form). none: plain fine-tuning, the control."),
         _option("--iterations", default=5, type=Count(), help="Of CGPO."),
         _option("--accumulate", default="sum", type=click.Choice(list(get_args(Accumulate))),
                 help="Rank the sum of CGPO's gradients, or the last."),
-        _option("--guide", default="ce", type=click.Choice(list(get_args(Guide))),
+        _option("--guide-loss", default="ce", type=click.Choice(list(get_args(GuideLoss))),
                 help="ce: the classifier's loss. eps: the denoiser's own error."),
-        _option("--unit", default=0.03, type=Number(0, 1e3),
-                help="lambda_unit: adversarial noise in terms of the image; the paper's 0.03 is "
+        _option("--lambda-unit", default=0.03, type=Number(0, 1e3),
+                help="Adversarial noise in terms of the image; the paper's 0.03 is "
                 "half of its eps 8/255 in [-1, 1]."),
-        _option("--high", default=0.3, type=Number(0, 1), help="lambda_max."),
-        _option("--scope", default="channel", type=click.Choice(list(get_args(Scope))),
+        _option("--lambda-max", default=0.3, type=Number(0, 1), help="Largest share of it."),
+        _option("--rank-within", default="channel", type=click.Choice(list(get_args(RankWithin))),
                 help="Where RBGM ranks."),
         _option("--eps", default="8/255", type=PIXELS, help="Of pgd: radius."),
         _option("--step-size", default=None, type=EPS, help="Of pgd (default: eps/2)."),

@@ -1,47 +1,45 @@
-"""Training: objectives, the loop that minimises them, and ADDT's search for adversarial noise."""
+"""Training: objectives, and the loop that minimises them."""
 
-from depure.training.addt import (
-    ADDT,
-    addt_loss,
-    adversarial_noise,
-    cgpo,
-    classifier_guided_pgd,
-)
-from depure.training.adversarial import TRADES, PGDTraining
 from depure.training.augment import Augment, Flip, Shift
 from depure.training.checkpoint import remove_checkpoint
 from depure.training.ema import EMA
-from depure.training.family import EDM, ContinuousVP, DiscreteVP, Family
 from depure.training.loop import accuracy, seeded
-from depure.training.objective import CrossEntropy, Denoising, Objective
+from depure.training.objectives import (
+    ADDT,
+    TRADES,
+    CrossEntropy,
+    Denoising,
+    Objective,
+    PGDTraining,
+    adversarial_noise,
+    mixing,
+    rank_map,
+)
 from depure.training.plan import Plan
-from depure.training.rbgm import mixing, rank_map
+from depure.training.process import ContinuousProcess, DiscreteProcess, EDMProcess, Process
 from depure.training.state import description
-from depure.training.train import Remembers, Watch, train
+from depure.training.train import Progress, Remembers, train
 
 __all__ = [
     "ADDT",
-    "EDM",
     "EMA",
     "TRADES",
     "Augment",
-    "ContinuousVP",
+    "ContinuousProcess",
     "CrossEntropy",
     "Denoising",
-    "DiscreteVP",
-    "Family",
+    "DiscreteProcess",
+    "EDMProcess",
     "Flip",
     "Objective",
     "PGDTraining",
     "Plan",
+    "Process",
+    "Progress",
     "Remembers",
     "Shift",
-    "Watch",
     "accuracy",
-    "addt_loss",
     "adversarial_noise",
-    "cgpo",
-    "classifier_guided_pgd",
     "description",
     "mixing",
     "rank_map",

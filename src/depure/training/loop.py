@@ -24,7 +24,7 @@ def seeded(seed: int, network: nn.Module | None = None) -> Iterator[torch.Genera
 
     Args:
         seed: fixes every number.
-        network: names the device whose global generator is put aside; ``None`` means the CPU.
+        network: names the device whose global generator is put aside; `None` means the CPU.
     """
     device = device_of(network) if network is not None else torch.device("cpu")
     generator = torch.Generator().manual_seed(seed)
@@ -34,9 +34,9 @@ def seeded(seed: int, network: nn.Module | None = None) -> Iterator[torch.Genera
 
 
 def warm_cosine(step: int, total: int, warm: float = 0.1) -> float:
-    """The share of the peak learning rate at ``step`` of ``0 .. total - 1``, in ``(0, 1]``.
+    """The share of the peak learning rate at `step` of `0 .. total - 1`, in `(0, 1]`.
 
-    It climbs in a line for the first ``warm * total`` steps, then falls along half a cosine.
+    It climbs in a line for the first `warm * total` steps, then falls along half a cosine.
     """
     climb = max(1, round(warm * total))
     if step < climb:
@@ -94,7 +94,7 @@ def check_positive(**numbers: float) -> None:
 
 @torch.no_grad()
 def accuracy(model: Callable[[Tensor], Tensor], images: Images, batch_size: int = 256) -> float:
-    """The share of ``images`` that ``model`` puts in their class, in ``[0, 1]``.
+    """The share of `images` that `model` puts in their class, in `[0, 1]`.
 
     The model is used in the mode it is in.
 

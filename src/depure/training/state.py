@@ -20,7 +20,7 @@ from depure.training.augment import Augment
 from depure.training.checkpoint import read_checkpoint, write_checkpoint
 from depure.training.ema import EMA
 from depure.training.loop import device_of
-from depure.training.objective import Objective
+from depure.training.objectives.base import Objective
 from depure.training.plan import Plan
 from depure.weights import fingerprint
 

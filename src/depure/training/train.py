@@ -23,12 +23,12 @@ from depure.training.loop import (
     seeded,
     warm_cosine,
 )
-from depure.training.objective import Objective
+from depure.training.objectives.base import Objective
 from depure.training.plan import Plan, batch_rows, layer_seed
 from depure.training.state import Position, State, description
 
 
-class Watch(Protocol):
+class Progress(Protocol):
     """Called after every update, on every process."""
 
     def __call__(self, update: int, updates: int, loss: float, average: EMA) -> None:
@@ -75,7 +75,7 @@ def train(
     *,
     augment: Sequence[Augment] = (),
     checkpoint: Path | None = None,
-    watch: Watch | None = None,
+    watch: Progress | None = None,
     processes: Processes | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> list[tuple[int, str]]:
@@ -91,7 +91,7 @@ def train(
         objective: what is minimised.
         images: the training set; its data-set indices key all randomness.
         plan: length and optimiser.
-        augment: changes each batch, such as :class:`~depure.training.augment.Shift`.
+        augment: changes each batch, such as `Shift`.
         checkpoint: file of the running state, written every `plan.save_every` updates and at the
             end. It stays, so does the one before: `remove_checkpoint` when the network is saved.
         watch: called after every update; one that `Remembers` is resumed, too.
@@ -133,7 +133,7 @@ def _resume(
     state: State,
     plan: Plan,
     checkpoint: Path | None,
-    watch: Watch | None,
+    watch: Progress | None,
     processes: Processes | None,
 ) -> int:
     """The number of updates that are done, after the watch has seen the last of them again."""
@@ -150,7 +150,7 @@ def _resume(
     return at.update
 
 
-def _memory(watch: Watch | None) -> dict[str, Any] | None:
+def _memory(watch: Progress | None) -> dict[str, Any] | None:
     return watch.memory() if isinstance(watch, Remembers) else None
 
 

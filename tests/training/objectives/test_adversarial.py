@@ -9,7 +9,7 @@ from depure.data import Images
 from depure.noise import Noise
 from depure.threat import L2, Linf
 from depure.training import TRADES, PGDTraining
-from depure.training.adversarial import divergence, mode
+from depure.training.objectives.adversarial import divergence, mode
 
 
 class Net(nn.Module):

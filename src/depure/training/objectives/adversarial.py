@@ -13,17 +13,18 @@ from torch.nn import functional
 from depure.data.images import Images
 from depure.noise import Noise
 from depure.threat import Ball
-from depure.training.guide import frozen
 from depure.training.loop import check_positive
-from depure.training.objective import Objective, logits_of
+from depure.training.objectives.base import Objective
+from depure.training.objectives.classification import logits_of
+from depure.training.objectives.guide import frozen
 
 PerImageLoss = Callable[[Tensor], Tensor]
-"""Logits ``(B, K)`` to the losses ``(B,)`` that an inner attack raises."""
+"""Logits `(B, K)` to the losses `(B,)` that an inner attack raises."""
 
 
 @dataclass(frozen=True)
 class PGDTraining(Objective):
-    """PGD-AT (Madry et al., arXiv 1706.06083): cross-entropy on the attacked images alone.
+    """PGD-AT (Madry et al., 1706.06083): cross-entropy on the attacked images alone.
 
     The attack starts at a random point of the ball and sees the network in eval mode, so that
     batch statistics are those of the images it trains on.
@@ -56,15 +57,15 @@ class PGDTraining(Objective):
 
 @dataclass(frozen=True)
 class TRADES(Objective):
-    """TRADES (Zhang et al., arXiv 1901.08573, equation 5): accuracy plus agreement in the ball.
+    """TRADES (Zhang et al., 1901.08573, equation 5): accuracy plus agreement in the ball.
 
-    ``CE(f(x), y) + beta KL(f(x) || f(x_adv))``, where x_adv raises that divergence from a start
+    `CE(f(x), y) + beta KL(f(x) || f(x_adv))`, where x_adv raises that divergence from a start
     beside x (a normal number of deviation 0.001 on each pixel), the network in eval mode.
 
     Args:
         ball: what the attack may change.
         beta: weight of the agreement (the paper's 1 / lambda; 6 as published).
-        steps, step_size: as in :class:`PGDTraining`.
+        steps, step_size: as in `PGDTraining`.
 
     Raises:
         ValueError: a setting is not above zero.
@@ -90,12 +91,12 @@ class TRADES(Objective):
             lambda z: divergence(clean, z.log_softmax(1)),
         )  # fmt: skip
         logits = logits_of(network, x, y)
-        apart = divergence(logits.log_softmax(1), logits_of(network, x_adv, y).log_softmax(1))
-        return functional.cross_entropy(logits, y) + self.beta * apart.mean()
+        gap = divergence(logits.log_softmax(1), logits_of(network, x_adv, y).log_softmax(1))
+        return functional.cross_entropy(logits, y) + self.beta * gap.mean()
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """``KL(p || q)`` of each row, ``(B, K)`` log-probabilities to ``(B,)``."""
+    """`KL(p || q)` of each row, `(B, K)` log-probabilities to `(B,)`."""
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 

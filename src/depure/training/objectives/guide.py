@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from depure.diffusion.denoiser import Estimate
-from depure.training.family import Family
+from depure.diffusion.prediction import Denoised
+from depure.training.objectives.denoising import check_batch
+from depure.training.process import Process
 
-Guide = Literal["ce", "eps"]
+GuideLoss = Literal["ce", "eps"]
 """The classifier's cross-entropy, or the denoiser's own squared error of the raw noise."""
 
 Mix = Callable[[Tensor, Tensor], Tensor]
@@ -26,14 +27,14 @@ class Guided:
     """A batch, and the loss of each of its images that a perturbation of its noise raises.
 
     Args:
-        network: the raw network of the family.
-        classifier: images in ``[0, 1]`` to logits, frozen and in eval mode; ``None`` if the guide
-            is ``"eps"``.
-        family: the kind of diffusion model.
-        x0: images ``(B, C, H, W)`` in ``[-1, 1]``.
-        y: int64 ``(B,)`` labels.
-        t: ``(B,)`` times.
-        guide: which loss.
+        network: the raw network of the process.
+        classifier: images in `[0, 1]` to logits, frozen and in eval mode; `None` if
+            `loss` is "eps".
+        process: the kind of diffusion model.
+        x0: images `(B, C, H, W)` in `[-1, 1]`.
+        y: int64 `(B,)` labels.
+        t: `(B,)` times.
+        loss: which one guides.
 
     Raises:
         ValueError: shapes or ranges are wrong, or the classifier is not frozen in eval mode.
@@ -41,20 +42,20 @@ class Guided:
 
     network: nn.Module
     classifier: nn.Module | None
-    family: Family
+    process: Process
     x0: Tensor
     y: Tensor
     t: Tensor
-    guide: Guide = "ce"
+    loss: GuideLoss = "ce"
 
     def __post_init__(self) -> None:
         check_batch(self.x0, self.y, self.t)
-        if self.guide == "ce":
+        if self.loss == "ce":
             _check_classifier(self.classifier)
 
     @torch.enable_grad()
     def gradient(self, mix: Mix, eps: Tensor, point: Tensor) -> Tensor:
-        """Gradient of the guiding loss at ``point``, ``(B, C, H, W)``, for noise mix(eps, point).
+        """Gradient of the guiding loss at `point`, `(B, C, H, W)`, for noise mix(eps, point).
 
         Of the summed, not the mean, loss of the images: the same ranks and signs, whatever the
         batch. No other gradient is computed, and none is left behind.
@@ -65,9 +66,9 @@ class Guided:
         """
         point = point.detach().requires_grad_()
         with frozen(self.network):
-            x_t = self.family.diffuse(self.x0, self.t, mix(eps, point))
-            estimate = self.family.predict(self.network, x_t, self.t)
-            (gradient,) = torch.autograd.grad(self._losses(estimate, eps).sum(), point)
+            x_t = self.process.diffuse(self.x0, self.t, mix(eps, point))
+            denoised = self.process.denoised(self.network, x_t, self.t)
+            (gradient,) = torch.autograd.grad(self._losses(denoised, eps).sum(), point)
         if not bool(gradient.isfinite().all()):
             raise FloatingPointError(
                 "the gradient of the guiding loss is not finite: train in float32, or lower the "
@@ -75,10 +76,10 @@ class Guided:
             )
         return gradient
 
-    def _losses(self, estimate: Estimate, eps: Tensor) -> Tensor:
-        if self.guide == "eps" or self.classifier is None:
-            return (estimate.eps - eps).square().flatten(1).mean(1)
-        logits: Tensor = self.classifier(estimate.x0 / 2.0 + 0.5)
+    def _losses(self, denoised: Denoised, eps: Tensor) -> Tensor:
+        if self.loss == "eps" or self.classifier is None:
+            return (denoised.eps - eps).square().flatten(1).mean(1)
+        logits: Tensor = self.classifier(denoised.x0 / 2.0 + 0.5)
         _check_logits(logits, self.y)
         return functional.cross_entropy(logits, self.y, reduction="none")
 
@@ -96,30 +97,9 @@ def frozen(network: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def check_batch(x0: Tensor, y: Tensor, t: Tensor) -> None:
-    """Refuse a batch whose parts do not fit, or whose images are not in ``[-1, 1]``.
-
-    Raises:
-        ValueError: says what came and what was expected.
-    """
-    if x0.ndim != 4 or not x0.is_floating_point() or x0.numel() == 0:
-        raise ValueError(
-            f"x0 must hold real images (B, C, H, W), no size 0; "
-            f"got shape {tuple(x0.shape)}, dtype {x0.dtype}"
-        )
-    low, high = (float(v) for v in x0.detach().aminmax())
-    if not -1.0 <= low <= high <= 1.0:
-        raise ValueError(f"x0 must lie in [-1, 1]; got {low} to {high}: pass 2 * x - 1 for pixels")
-    if y.shape != x0.shape[:1] or y.dtype != torch.int64 or t.shape != x0.shape[:1]:
-        raise ValueError(
-            f"y must hold one int64 label and t one time for each of {len(x0)} images; "
-            f"got y {tuple(y.shape)} {y.dtype} and t {tuple(t.shape)}"
-        )
-
-
 def _check_classifier(classifier: nn.Module | None) -> None:
     if classifier is None:
-        raise ValueError('guide "ce" needs a classifier: pass one, or take guide "eps"')
+        raise ValueError('guide_loss "ce" needs a classifier: pass one, or take guide_loss "eps"')
     training = any(m.training for m in classifier.modules())
     if training or any(p.requires_grad for p in classifier.parameters()):
         state = "in training mode" if training else "not frozen"

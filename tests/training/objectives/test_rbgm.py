@@ -16,11 +16,11 @@ def draw(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return tuple(torch.randn(shape, generator=generator).double() for _ in range(2))  # type: ignore[return-value]
 
 
-def naive(gradient: Tensor, normal: Tensor, scope: str) -> Tensor:
+def naive(gradient: Tensor, normal: Tensor, within: str) -> Tensor:
     """Every value by itself: how many come before it, then the value of that rank."""
     b, c, h, w = gradient.shape
     out = np.zeros((b, c * h * w))
-    channels = np.arange(c * h * w) // (h * w) if scope == "channel" else np.zeros(c * h * w)
+    channels = np.arange(c * h * w) // (h * w) if within == "channel" else np.zeros(c * h * w)
     g, z = gradient.reshape(b, -1).numpy(), normal.reshape(b, -1).numpy()
     for i in range(b):
         for j in range(c * h * w):
@@ -30,13 +30,13 @@ def naive(gradient: Tensor, normal: Tensor, scope: str) -> Tensor:
     return torch.from_numpy(out).view(b, c, h, w)
 
 
-@pytest.mark.parametrize("scope", ["channel", "image"])
+@pytest.mark.parametrize("within", ["channel", "image"])
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 1, 6, 6), (3, 2, 1, 1)])
-def test_equals_the_loop(shape: tuple[int, ...], scope: Any) -> None:
+def test_equals_the_loop(shape: tuple[int, ...], within: Any) -> None:
     gradient, normal = draw(*shape)
-    assert torch.equal(rank_map(gradient, normal, scope), naive(gradient, normal, scope))
+    assert torch.equal(rank_map(gradient, normal, within), naive(gradient, normal, within))
     tied = gradient.round()
-    assert torch.equal(rank_map(tied, normal, scope), naive(tied, normal, scope))
+    assert torch.equal(rank_map(tied, normal, within), naive(tied, normal, within))
 
 
 def test_permutes_the_draw_into_the_order_of_the_gradient() -> None:
@@ -74,15 +74,15 @@ def test_the_marginal_is_standard_normal() -> None:
     assert stats.kstest(mapped[:, :, 2, 5].flatten().numpy(), "norm").pvalue > 0.01
 
 
-@pytest.mark.parametrize("scope", ["channel", "image"])
-def test_only_the_order_counts(scope: Any) -> None:
+@pytest.mark.parametrize("within", ["channel", "image"])
+def test_only_the_order_counts(within: Any) -> None:
     gradient, normal = draw(2, 3, 6, 6)
-    mapped = rank_map(gradient, normal, scope)
-    assert torch.equal(rank_map(1e-12 * gradient, normal, scope), mapped)
-    assert torch.equal(rank_map(gradient.exp() + 5.0, normal, scope), mapped)
+    mapped = rank_map(gradient, normal, within)
+    assert torch.equal(rank_map(1e-12 * gradient, normal, within), mapped)
+    assert torch.equal(rank_map(gradient.exp() + 5.0, normal, within), mapped)
     scale = torch.tensor([1e-3, 1e3]).view(2, 1, 1, 1)
-    assert torch.equal(rank_map(scale * gradient, normal, scope), mapped)
-    assert torch.equal(rank_map(gradient[1:], normal[1:], scope), mapped[1:])
+    assert torch.equal(rank_map(scale * gradient, normal, within), mapped)
+    assert torch.equal(rank_map(gradient[1:], normal[1:], within), mapped[1:])
 
 
 def test_the_order_of_the_draw_does_not_count() -> None:
@@ -117,7 +117,7 @@ def test_memory_format_and_dtype() -> None:
 
 def test_refusals() -> None:
     gradient, normal = draw(2, 1, 3, 3)
-    with pytest.raises(ValueError, match="scope must be one of channel, image; got 'pixel'"):
+    with pytest.raises(ValueError, match="within must be one of channel, image; got 'pixel'"):
         rank_map(gradient, normal, "pixel")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must have one shape"):
         rank_map(gradient, normal[:1])
@@ -136,11 +136,11 @@ def test_mixing() -> None:
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"unit": -0.1}, "unit must be a finite number"),
-        ({"unit": float("nan")}, "unit must be a finite number"),
-        ({"low": -0.1}, "0 <= low <= high <= 1"),
-        ({"low": 0.5}, "0 <= low <= high <= 1"),
-        ({"high": 1.1}, "0 <= low <= high <= 1"),
+        ({"lambda_unit": -0.1}, "lambda_unit must be a finite number"),
+        ({"lambda_unit": float("nan")}, "lambda_unit must be a finite number"),
+        ({"lambda_min": -0.1}, "0 <= lambda_min <= lambda_max <= 1"),
+        ({"lambda_min": 0.5}, "0 <= lambda_min <= lambda_max <= 1"),
+        ({"lambda_max": 1.1}, "0 <= lambda_min <= lambda_max <= 1"),
     ],
 )
 def test_mixing_refuses(settings: dict[str, float], match: str) -> None:
