@@ -83,13 +83,16 @@ def asked_for(file: Source, names: set[str]) -> Iterator[int]:
                 yield node.lineno
 
 
+_CLASSES = (ast.Name, ast.Attribute, ast.Tuple, ast.BinOp)  # what a class or several look like
+
+
 def _aliases(tree: ast.Module, names: set[str]) -> set[str]:
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             found |= {a.asname for a in node.names if a.asname and a.name in names}
-        elif isinstance(node, ast.Assign) and _mentions(node.value, names):
-            if isinstance(node.value, ast.Name | ast.Attribute | ast.Tuple | ast.BinOp):
+        elif isinstance(node, ast.Assign) and isinstance(node.value, _CLASSES):
+            if _mentions(node.value, names):
                 found |= {t.id for t in node.targets if isinstance(t, ast.Name)}
     return found
 
