@@ -91,9 +91,10 @@ def _aliases(tree: ast.Module, names: set[str]) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             found |= {a.asname for a in node.names if a.asname and a.name in names}
-        elif isinstance(node, ast.Assign) and isinstance(node.value, _CLASSES):
-            if _mentions(node.value, names):
-                found |= {t.id for t in node.targets if isinstance(t, ast.Name)}
+            continue
+        value = node.value if isinstance(node, ast.Assign) else None
+        if isinstance(node, ast.Assign) and isinstance(value, _CLASSES) and _mentions(value, names):
+            found |= {t.id for t in node.targets if isinstance(t, ast.Name)}
     return found
 
 
