@@ -35,7 +35,10 @@ def test_addt_gives_a_denoiser_folder_with_its_record(run, tmp_path):
         assert fact in card  # the preset's settings, and ten images held out
     checks = [line for line in lines(tmp_path / "m") if "score" in line]
     assert [c["update"] for c in checks] == [2, 4]
-    assert set(checks[0]) == {"update", "clean", "white_box", "dw_box", "score"}
+    assert set(checks[0]) == {"update", "clean", "white_box", "dw_box", "gradient_check", "score"}
+    mean = sum(checks[0][k] for k in ("clean", "white_box", "dw_box")) / 3
+    assert checks[0]["score"] == pytest.approx(mean, abs=1e-5)
+    assert checks[0]["gradient_check"] == 1
     assert load_denoiser(str(tmp_path / "m" / "best")).schedule == start.schedule
     assert {p.name for p in (tmp_path / "m" / "samples").iterdir()} == {"000002.png", "000004.png"}
     assert not (tmp_path / "m" / "checkpoint.safetensors").exists()
@@ -171,7 +174,8 @@ def test_tensorboard_hears_every_metric(run, fails, monkeypatch):
     fails(line, "--tensorboard needs the package tensorboard: pip install tensorboard")
     monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(SummaryWriter=Writer))
     assert run(line)[0] == 0
-    assert heard == ["t/tensorboard", ("loss", 4), ("clean", 4), ("robust", 4), ("score", 4)]
+    names = ("loss", "clean", "robust", "gradient_check", "score")
+    assert heard == ["t/tensorboard", *((name, 4) for name in names)]
 
 
 def test_bad_training_input(fails, tmp_path):

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from depure.attacks import PGD
+from depure.cli.monitor import GRADIENT_CHECK
 from depure.data import Images, write_image
 from depure.diffusion import DDIM, DDPM, Denoiser, Heun, Karras
-from depure.evaluation import evaluate
+from depure.evaluation import Result, evaluate, verify_gradient
 from depure.noise import Noise
 from depure.purify import Defended, DiffPure, Identity
 from depure.threat import Linf, Threat
@@ -23,8 +24,12 @@ Wrap = Callable[[nn.Module], Denoiser]
 def classifier_measure(network: nn.Module, held: Images, eps: float) -> dict[str, float]:
     """Accuracy of a classifier on held-out images, clean and under PGD-20."""
     model = Defended(Identity(), network)
-    result = evaluate(model, held, PGD(20, eot=1), Threat(Linf(eps)), check_images=0)
-    return {"clean": result.clean.value, "robust": result.robust.value}
+    result = _evaluate(model, held, PGD(20, eot=1), Threat(Linf(eps)))
+    return {
+        "clean": result.clean.value,
+        "robust": result.robust.value,
+        GRADIENT_CHECK: _gradient(model, held, eps),
+    }
 
 
 def denoiser_measure(
@@ -32,14 +37,30 @@ def denoiser_measure(
 ) -> dict[str, float]:
     """Accuracy behind a five-step purifier: clean, white-box (PGD-10, EoT 4), DW-box (PGD-20)."""
     model = Defended(_purifier(wrap(network)), guide)
-    white = evaluate(model, held, PGD(10, eot=4), Threat(Linf(eps)), draws=4, check_images=0)
+    white = _evaluate(model, held, PGD(10, eot=4), Threat(Linf(eps)), draws=4)
     known = Threat(Linf(eps), model.stages)
-    box = evaluate(model, held, PGD(20, eot=1), known, draws=1, check_images=0)
+    box = _evaluate(model, held, PGD(20, eot=1), known, draws=1)
     return {
         "clean": white.clean.value,
         "white_box": white.robust.value,
         "dw_box": box.robust.value,
+        GRADIENT_CHECK: _gradient(model, held, eps),
     }
+
+
+def _evaluate(
+    model: Defended, held: Images, attack: PGD, threat: Threat, draws: int = 20
+) -> Result:
+    """An evaluation that no gradient check refuses: a look at a training must not stop it."""
+    return evaluate(model, held, attack, threat, draws=draws, check_images=0, gradient_check="none")
+
+
+def _gradient(model: Defended, held: Images, eps: float) -> float:
+    """1 if the short gradient check passes, else 0."""
+    some = held[slice(0, 2)]
+    device = device_of(model)
+    x, y, noise = some.x.to(device), some.y.to(device), Noise.of(0, some.index)
+    return float(verify_gradient(model, x, y, noise, ball=Linf(eps), short=True).passed)
 
 
 def _purifier(denoiser: Denoiser) -> DiffPure:

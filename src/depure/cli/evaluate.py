@@ -151,7 +151,9 @@ def evaluate_with(
         memory_limit=memory_limit(options), gradient_check=options["gradient_check"],
     )  # fmt: skip
     out = console(quiet=not talk)
-    out.print(run.prepare().verdict)
+    with progress_bar("checking the gradient", 100, quiet=not talk, unit="%") as share:
+        verdict = run.prepare(lambda done: share(100 * done, 100)).verdict
+    out.print(verdict)
     run.join(options["join"])
     with progress_bar("attacking", len(images), quiet=not talk) as progress:
         run.compute(part, progress)

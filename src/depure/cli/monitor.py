@@ -16,7 +16,9 @@ from depure.files import write_text
 from depure.training import EMA
 
 Measure = Callable[[nn.Module], dict[str, float]]
-"""Numbers of a network with averaged weights; the best weights maximise their mean."""
+"""Numbers of a network with averaged weights; the best weights maximise the mean of the scores."""
+
+GRADIENT_CHECK = "gradient_check"  # 1 or 0, beside the scores: it says whether they can be trusted
 
 
 @dataclass(eq=False)
@@ -78,7 +80,8 @@ class Monitor:
             self.picture(network, self.folder / "samples" / f"{update:06d}.png")
         if self.measure is not None:
             found = self.measure(network)
-            score = sum(found.values()) / len(found)
+            scores = [value for name, value in found.items() if name != GRADIENT_CHECK]
+            score = sum(scores) / len(scores)
             if self.save_best is not None and (self._best is None or score > self._best):
                 self.save_best(network)
                 self._best = score

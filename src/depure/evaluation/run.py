@@ -113,13 +113,13 @@ class Evaluation:
         """The files of this run, which `prepare` has begun."""
         return Pieces(self.folder, read_config(self.folder / "config.json")[1])
 
-    def prepare(self) -> GradientCheck:
-        """Make or re-open the folder and check the gradient.
+    def prepare(self, progress: Callable[[float], None] | None = None) -> GradientCheck:
+        """Make or re-open the folder and check the gradient; `progress` hears its share done.
 
         Raises:
             ValueError: if the folder holds a run of another configuration, or one that other
                 versions began and did not finish; a setting does not fit, the defence's
-                gradient is broken, or its answers depend on the images beside.
+                gradient is wrong, or its answers depend on the images beside.
             OSError: if the folder cannot be written.
         """
         if min(self.draws, self.shard_size, self.batch) < 1:
@@ -140,7 +140,7 @@ class Evaluation:
                 self._begin(config)
         (self.folder / "shards").mkdir(parents=True, exist_ok=True)
         self.fitting().run(self._neighbours)
-        gradient_check = self.fitting().run(self._gradient_check)
+        gradient_check = self.fitting().run(partial(self._gradient_check, progress))
         own = gradient_check.rows[0] if gradient_check.rows else None
         refused = not gradient_check.passed and (own is None or own.exact)
         if refused and gradient_check.judged and self.attack.needs_gradient:
@@ -176,7 +176,7 @@ class Evaluation:
         x = some.x.to(self._device())
         check_neighbours(self.model, x, noise, rows_at_once(x, self.batch))
 
-    def _gradient_check(self) -> GradientCheck:
+    def _gradient_check(self, progress: Callable[[float], None] | None = None) -> GradientCheck:
         path, some = self.folder / "gradient_check.json", self.images[slice(0, 2)]
         if self.gradient_check == "none":
             return not_judged("NOT CHECKED: --gradient-check none", len(some))
@@ -191,7 +191,7 @@ class Evaluation:
         noise = base_noise(self.model, some.index, self.threat, self.seed).fold("gradient check")
         found = verify_gradient(
             self.model, some.x.to(device), some.y.to(device), noise, ball=self.threat.ball,
-            chunk=chunk, short=short,
+            chunk=chunk, short=short, progress=progress,
         )  # fmt: skip
         self._pieces.write_json(path.name, {**found.record(), "key": key})
         return found
@@ -339,7 +339,7 @@ def evaluate(
 ) -> Result:
     """Attack a defence and judge it on fresh draws: clean and robust accuracy with intervals.
 
-    The gradient is checked first and a broken one refused. Every image is scored on `draws`
+    The gradient is checked first and a wrong one refused. Every image is scored on `draws`
     draws that the attack never used, before the attack (the null control) and after it. Stopped
     at any moment and called again with the same `out`, it continues and ends with the same
     numbers; neither `batch` nor `shard_size` changes an outcome beyond float rounding.
@@ -365,7 +365,7 @@ def evaluate(
         progress: called with images done (in fractions, while attacking) and images in all.
 
     Raises:
-        ValueError: for a broken gradient, answers that depend on the images beside, a run folder of
+        ValueError: for a wrong gradient, answers that depend on the images beside, a run folder of
             another configuration, a damaged shard or settings that do not fit.
     """
     with temporary_folder() as temporary:

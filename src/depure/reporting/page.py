@@ -134,8 +134,14 @@ def _gradient_fact(run: Run) -> Fact:
             "take more.",
             "gradient_check",
         )
+    if not gradient_check.judged:
+        return Fact(
+            "warn", f"The gradient was not judged: {gradient_check.verdict}", "gradient_check"
+        )
     return Fact(
-        "fail", "The gradient of the defence is broken: do not quote this.", "gradient_check"
+        "fail",
+        f"The gradient check failed: do not quote this. {gradient_check.verdict}",
+        "gradient_check",
     )
 
 

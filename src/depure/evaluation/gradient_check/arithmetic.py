@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from depure.weights import first_line
 
 # Rounding of logits, relative: what is left of a dtype's precision after a network.
 ROUNDING = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+T = TypeVar("T")
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -151,6 +152,24 @@ def candidates(plain: Arithmetic) -> list[Arithmetic]:
         replace(plain, model=double, dtype=torch.float64, rows=rows, widened=w, seen=[])
         for w in both
     ]
+
+
+def first_that_runs(plain: Arithmetic) -> Arithmetic:
+    """Float64 with narrower values widened, untried; `plain` if there is none."""
+    found = candidates(plain)
+    return found[-1] if found else plain
+
+
+def or_plain(
+    fine: Arithmetic, plain: Arithmetic, work: Callable[[Arithmetic], T]
+) -> tuple[Arithmetic, T]:
+    """What `work` gives in `fine`, or in `plain` if the defence does not run there; and which."""
+    try:
+        return fine, work(fine)
+    except Exception as error:
+        if fine is plain or out_of_memory(error) or isinstance(error, NotFinite):
+            raise
+        return plain, work(plain)
 
 
 def finest(plain: Arithmetic, x: Tensor, noise: Noise) -> Arithmetic:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,14 +14,59 @@ from depure.evaluation.gradient_check.arithmetic import (
     NoGradient,
     NotFinite,
     finest,
+    first_that_runs,
+    or_plain,
 )
 from depure.noise import Noise
 from depure.threat import Ball, Linf
 
-_STEPS = {torch.float64: (1e-5, 1e-6, 1e-7)}
-_COARSE = (1e-2, 3e-3, 1e-3)
+_STEPS = {torch.float64: (1e-6, 1e-7, 1e-5)}  # the best first, for who has few
+_COARSE = (3e-3, 1e-2, 1e-3)
+_DIRECTIONS = ("along the gradient", "along a random direction")
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 0.05}
+SHORT_CHAIN = 20  # network calls
 _SHARE = 0.75  # of the points must agree: a kink may lie at the others
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is looked at, in rows through the defence."""
+
+    points: int
+    directions: int
+    steps: int
+    probed: int  # points at which float64 is tried first
+    own: bool = True  # whether float64 gradients are taken; else those of the attack serve
+    stepwise: bool = True  # whether plain autograd through all steps is compared
+
+    @staticmethod
+    def of(chunk: int, calls: int, *, short: bool, exact: bool) -> Effort:
+        """All there is for short chains; within 4 gradients of `chunk` rows for longer ones.
+
+        A forward pass is counted as if it cost what a gradient does. One row has told how many
+        classes there are and `chunk` rows are the attack's gradient, so 3 chunk - 1 are left.
+        """
+        if calls <= SHORT_CHAIN:
+            return Effort(3 if short else max(3, min(12, chunk // 4)), 2, 3, 2)
+        if chunk == 1:
+            return Effort(1, 1, 1, 0, own=False, stepwise=False)
+        probed = 0 if chunk < 4 else 1
+        left, gradients = 3 * chunk - 1 - 8 * probed, 1 if exact else 2
+        most = 3 if short else 12
+        for directions, steps in ((2, 3), (2, 2), (2, 1)):
+            points = min(most, left // (gradients + 2 * directions * steps))
+            if points >= 3:
+                return Effort(points, directions, steps, probed, stepwise=not exact)
+        for directions, steps in ((2, 2), (2, 1), (1, 1)):
+            points = min(most, left // (gradients + 2 * directions * steps))
+            if points >= 1:
+                return Effort(points, directions, steps, probed, stepwise=not exact)
+        return Effort(1, 1, 1, probed, own=False, stepwise=False)
+
+    def rows(self, chunk: int) -> int:
+        """Rows through the defence, about."""
+        quotients = 2 * self.directions * self.steps
+        return max(chunk, self.points) + self.points * (2 + quotients) + 4 * self.probed
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +89,11 @@ class Seen:
     error: float  # of the worse direction, the point at which 75 % are better
     tolerance: float
     faults: tuple[str, ...]
+    points: Points  # those with finite logits
 
 
-def points_of(
-    x: Tensor, noise: Noise, ball: Ball, chunk: int, classes: int, *, short: bool = False
-) -> Points:
-    """3 to 12 points near the images, inside the ball and on its edge; 3 if it is to be short."""
-    count = 3 if short else max(3, min(12, chunk // 4))
+def points_of(x: Tensor, noise: Noise, ball: Ball, count: int, classes: int) -> Points:
+    """`count` points near the images, inside the ball and on its edge."""
     rows = [r % len(x) for r in range(count)]
     keys = Noise.of(0, range(count)).fold("gradient check")
     base = x.double()[rows]
@@ -67,27 +111,38 @@ def points_of(
 
 
 def measure(
-    plain: Arithmetic, points: Points, chunk: int, tolerance: float | None, *, exact: bool
-) -> Seen:
+    plain: Arithmetic, points: Points, chunk: int, tolerance: float | None, effort: Effort,
+    *, exact: bool,
+) -> Seen:  # fmt: skip
     """Compare the gradient with differences, and the attack's dtype and rows with it.
 
     Raises:
         NotFinite: the logits are not finite at any point.
         NoGradient: there is none, it is not finite, or it is zero at every point.
     """
-    points = _finite(plain, points)
-    single = _as_attacked(plain, points, chunk)
-    fine = finest(plain, points.x[:2], points.noise[:2])
-    own, _ = fine.gradient(points.x, points.noise, points.cotangent)
-    for grad in (single, own):
+    points, attacked = _as_attacked(plain, points, chunk)
+    single = attacked[: len(points.x)]
+    if effort.probed:
+        fine = finest(plain, points.x[: effort.probed], points.noise[: effort.probed])
+    else:
+        fine = first_that_runs(plain)
+    own = single
+    if effort.own:
+        fine, (own, _) = or_plain(
+            fine, plain, lambda a: a.gradient(points.x, points.noise, points.cotangent)
+        )
+    for grad in (attacked, own):
         if not grad.isfinite().all():
             raise NoGradient("the gradient is not finite")
     if not single.any() and not own.any():
         raise NoGradient(f"the gradient is zero at all {len(own)} points")
-    allowed = _TOLERANCE.get(fine.dtype, 0.2) if tolerance is None else tolerance
+    allowed = 0.0
     faults, errors, jumped = [], [], 0
-    for name in ("along the gradient", "along a random direction"):
-        error, good, jumps = _errors(fine, points, own, name, allowed)
+    for name in _DIRECTIONS[: effort.directions]:
+        compared = partial(
+            _errors, points=points, own=own, name=name, tolerance=tolerance, effort=effort
+        )
+        fine, (error, good, jumps, allowed) = or_plain(fine, plain, compared)
         errors.append(float(error.quantile(_SHARE)))
         if good.double().mean() < _SHARE and exact:
             faults.append(
@@ -97,35 +152,40 @@ def measure(
         jumped += jumps
     if jumped >= 2 and exact:
         faults.append(f"the logits jump between points 1e-6 apart, in {jumped} places")
-    faults += _apart(plain, fine, single, own, chunk) if exact else []
-    return Seen(fine, plain, own, single, max(errors), allowed, tuple(faults))
+    faults += _apart(plain, fine, attacked, own, chunk) if exact else []
+    return Seen(fine, plain, own, single, max(errors), allowed, tuple(faults), points)
 
 
-def _finite(plain: Arithmetic, points: Points) -> Points:
-    """The points at which the logits are finite: there is no slope at the others."""
-    finite = plain.logits(points.x, points.noise).isfinite().all(1)
-    if not finite.any():
-        raise NotFinite(f"the logits are not finite at any of the {len(finite)} points looked at")
-    rows = finite.nonzero()[:, 0]
-    return Points(points.x[rows], points.noise[rows.tolist()], points.cotangent[rows])
+def _as_attacked(plain: Arithmetic, points: Points, chunk: int) -> tuple[Points, Tensor]:
+    """The points with finite logits, and the gradients there as the attack takes them.
 
-
-def _as_attacked(plain: Arithmetic, points: Points, chunk: int) -> Tensor:
-    """The gradient in the attack's dtype with `chunk` rows in one pass, (R, C, H, W)."""
-    rows = torch.arange(max(chunk, len(points.x)), device=points.x.device) % len(points.x)
+    These are in its dtype and with `chunk` rows in one pass, in which the points come in turn.
+    """
     keep = len(points.x)
-    grad, _ = plain.gradient(points.x[rows], points.noise[rows], points.cotangent[rows])
-    return grad[:keep]
+    rows = torch.arange(max(chunk, keep), device=points.x.device) % keep
+    grad, logits = plain.gradient(
+        points.x[rows], points.noise[rows.tolist()], points.cotangent[rows]
+    )
+    finite = logits[:keep].isfinite().all(1)
+    if not finite.any():
+        raise NotFinite(f"the logits are not finite at any of the {keep} points looked at")
+    kept = finite.nonzero()[:, 0]
+    here = kept.tolist()
+    found = Points(points.x[kept], points.noise[here], points.cotangent[kept])
+    return found, grad if len(kept) == keep else grad[kept]
 
 
 def _errors(
-    fine: Arithmetic, points: Points, own: Tensor, name: str, allowed: float
-) -> tuple[Tensor, Tensor, int]:
-    """Smallest relative error (R,), whether it is small enough (R,), and how many are jumps."""
+    fine: Arithmetic, points: Points, own: Tensor, name: str, tolerance: float | None,
+    effort: Effort,
+) -> tuple[Tensor, Tensor, int, float]:  # fmt: skip
+    """Smallest relative error (R,), whether it is small enough (R,), how many jump, tolerance."""
+    allowed = tolerance_of(fine, own=effort.own) if tolerance is None else tolerance
     keys = Noise.of(0, range(len(own))).fold(name)
     v = own.sign() if name == "along the gradient" else keys.normal("v", 0, own).sign()
-    steps = _STEPS.get(fine.dtype, _COARSE)
-    inside = (points.x - steps[0] >= 0) & (points.x + steps[0] <= 1)
+    steps = _STEPS.get(fine.dtype, _COARSE)[: effort.steps]
+    far = max(steps)
+    inside = (points.x - far >= 0) & (points.x + far <= 1)
     v = torch.where(inside, v, 0.0)
     slope, norm = (own * v).flatten(1).sum(1), own.flatten(1).norm(dim=1)
     quotients, floors = [], []
@@ -143,16 +203,23 @@ def _errors(
     good = ((error - rounding <= allowed * scale) & ~unseen).any(0)
     jumps = 0
     if fine.dtype == torch.float64:
-        jumps = int((found.abs() > 100 * scale + 100 * rounding)[1:].sum())
+        near = [i for i, h in enumerate(steps) if h <= 1e-6]
+        jumps = int((found.abs() > 100 * scale + 100 * rounding)[near].sum())
     relative = torch.where(scale > 0, error.amin(0) / scale.clamp_min(1e-300), 0.0)
-    return relative.nan_to_num(torch.inf), good, jumps
+    return relative.nan_to_num(torch.inf), good, jumps, allowed
+
+
+def tolerance_of(fine: Arithmetic, *, own: bool) -> float:
+    """Largest relative error; wider if a gradient of another dtype is compared."""
+    return _TOLERANCE.get(fine.dtype, 0.2) if own else max(0.02, _TOLERANCE.get(fine.dtype, 0.2))
 
 
 def _apart(
-    plain: Arithmetic, fine: Arithmetic, single: Tensor, own: Tensor, chunk: int
+    plain: Arithmetic, fine: Arithmetic, attacked: Tensor, own: Tensor, chunk: int
 ) -> list[str]:
     """What is wrong with the gradient in the attack's dtype and rows, beside the fine one."""
-    a, b = single.flatten(1), own.flatten(1)
+    turns = torch.arange(len(attacked), device=own.device) % len(own)
+    a, b = attacked.flatten(1), own[turns].flatten(1)
     error = (a - b).norm(dim=1) / b.norm(dim=1).clamp_min(1e-300)
     allowed = 0.02 if plain.dtype in (torch.float32, torch.float64) else 0.3
     off = int((error > allowed).sum())
@@ -162,5 +229,5 @@ def _apart(
     kind = str(plain.dtype).removeprefix("torch.")
     return [
         f"with {chunk} rows in {kind} the gradient differs from that in {fine.name} at {off} of "
-        f"{len(error)} points (median cosine {cosine:.3f})"
+        f"{len(error)} rows (median cosine {cosine:.3f})"
     ]
