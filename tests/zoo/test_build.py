@@ -29,12 +29,12 @@ def test_denoisers_come_back(tmp_path, schedule, loaded, prediction):
 
 
 def test_unets_are_what_was_asked_for():
-    config = new_unet(16, 3, (32, 64, 64), layers=2, attention=(8,), dropout=0.1).settings
+    config = new_unet(16, 3, (32, 64, 64), layers=2, attention=(8,), dropout=0.1).config
     assert config.down_block_types == ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D")
     assert config.up_block_types == ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
     assert (config.sample_size, config.in_channels, config.layers_per_block) == (16, 3, 2)
     assert (config.norm_num_groups, config.dropout) == (8, 0.1)
-    assert new_unet(4, 3, (128, 256)).settings.norm_num_groups == 32
+    assert new_unet(4, 3, (128, 256)).config.norm_num_groups == 32
     with pytest.raises(ValueError, match="multiples of 8"):
         new_unet(8, 1, (12, 24))
 

@@ -42,7 +42,7 @@ def test_the_folder_is_what_diffusers_writes(tmp_path):
 
 def test_a_network_of_diffusers_is_written_too(tmp_path):
     diffusers = pytest.importorskip("diffusers")
-    network = diffusers.UNet2DModel(**unet(0).settings.to_config()).eval()
+    network = diffusers.UNet2DModel(**unet(0).config.to_config()).eval()
     network.requires_grad_(False)  # as loaded; linear layers that train round otherwise
     save_denoiser(network, VPDiscrete.linear(), tmp_path)
     x, t = torch.rand(2, 1, 8, 8), torch.tensor([0, 700])

@@ -53,7 +53,7 @@ def save_denoiser(network: nn.Module, schedule: Schedule, folder: Path) -> list[
 
 def _described(network: nn.Module) -> str:
     if isinstance(network, UNet):
-        return json.dumps(network.settings.to_config(), indent=2, sort_keys=True) + "\n"
+        return json.dumps(network.config.to_config(), indent=2, sort_keys=True) + "\n"
     theirs: Any = getattr(network, "to_json_string", None)
     if theirs is None:
         raise ValueError(

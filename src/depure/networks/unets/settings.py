@@ -146,7 +146,7 @@ class UNetSettings:
             if name not in known:
                 raise ValueError(
                     f"{name:.60} is no setting of this UNet (it came with {public[name]!r:.40}); "
-                    f"known are {', '.join(sorted(known))}"
+                    f"known are {', '.join(sorted(known))}: leave it out if nothing hangs on it"
                 )
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value

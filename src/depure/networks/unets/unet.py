@@ -19,7 +19,7 @@ class UNet(nn.Module):
     state of torch's generator (but for the random frequencies of a "fourier" time embedding).
 
     Args:
-        settings: widths, kinds of blocks and the rest.
+        settings: widths, kinds of blocks and the rest; kept as `config`, as diffusers calls it.
 
     Example:
         >>> network = UNet(UNetSettings(block_out_channels=(32, 64), norm_num_groups=8,
@@ -30,7 +30,7 @@ class UNet(nn.Module):
 
     def __init__(self, settings: UNetSettings) -> None:
         super().__init__()
-        self.settings = settings
+        self.config = settings
         self.centres = settings.center_input_sample
         self.divides = settings.time_embedding_type == "fourier"
         widths = settings.widths
@@ -59,7 +59,7 @@ class UNet(nn.Module):
         Raises:
             ValueError: the size cannot be halved, or the classes are missing or unexpected.
         """
-        factor = 2 ** (len(self.settings.widths) - 1)
+        factor = 2 ** (len(self.config.widths) - 1)
         if x.shape[2] % factor or x.shape[3] % factor:
             raise ValueError(
                 f"height and width must be multiples of {factor} for this UNet; got "
@@ -80,7 +80,7 @@ class UNet(nn.Module):
             return time
         if classes is None:
             raise ValueError("this UNet needs classes, one label an image: pass classes=")
-        if self.settings.class_embed_type == "timestep":
+        if self.config.class_embed_type == "timestep":
             classes = self.time_proj(classes).to(dtype)
         told: Tensor = self.class_embedding(classes)
         return time + told.to(dtype)
@@ -95,14 +95,14 @@ class UNet(nn.Module):
         x = x if self.mid_block is None else self.mid_block(x, time)
         made = None
         for block in self.up_blocks:
-            sides = [kept.pop() for _ in range(self.settings.layers_per_block + 1)]
+            sides = [kept.pop() for _ in range(self.config.layers_per_block + 1)]
             x, made = block(x, time, sides, made)
         out: Tensor = self.conv_out(self.conv_act(self.conv_norm_out(x)))
         return out if made is None else out + made
 
     def extra_repr(self) -> str:
         """The settings."""
-        return repr(self.settings)
+        return repr(self.config)
 
 
 def _down_blocks(settings: UNetSettings) -> nn.ModuleList:
