@@ -22,6 +22,7 @@ from depure.attacks import (
     DiffHammer,
     Ensemble,
     LowFrequency,
+    Square,
     StandIn,
     Transfer,
     autoattack,
@@ -29,6 +30,8 @@ from depure.attacks import (
 from depure.data import Images, digits
 from depure.evaluation import Evaluation, evaluate
 from depure.evaluation.checks import _doubled
+from depure.evaluation.gradient_check import verify_gradient
+from depure.evaluation.gradient_check.proposal import check_at_proposals
 from depure.noise import Noise
 from depure.pieces import Pieces, read_config
 from depure.purify import BPDA, Defended, Identity, Purifier
@@ -517,6 +520,56 @@ def test_a_gradient_check_of_another_key_is_made_anew(images, tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"gradient_check\.json does not say which run"):
         evaluate(MODEL, images, ATTACK, THREAT, out=out, **SETTINGS)
+
+
+def test_runs_of_the_same_defence_share_a_gradient_check(images, tmp_path, monkeypatch):
+    made = []
+
+    def counted(*args, **settings):
+        made.append(settings["short"])
+        return verify_gradient(*args, **settings)
+
+    monkeypatch.setattr("depure.evaluation.run.verify_gradient", counted)
+    first = evaluate(MODEL, images, ATTACK, THREAT, out=tmp_path / "a", **SETTINGS)
+    other = dataclasses.replace(ATTACK, loss="margin")
+    second = evaluate(MODEL, images, other, THREAT, out=tmp_path / "b", **SETTINGS)
+    assert len(made) == 1
+    assert second.card["gradient_check"] == first.card["gradient_check"]
+    assert (tmp_path / "b" / "gradient_check.json").exists()
+    evaluate(MODEL, images, ATTACK, Threat(Linf(0.05)), out=tmp_path / "c", **SETTINGS)
+    evaluate(MODEL, images, ATTACK, THREAT, out=tmp_path / "d", **{**SETTINGS, "seed": 5})
+    assert len(made) == 3  # another ball, another seed
+    for name in "abcd":  # what is not whole is passed over
+        (tmp_path / name / "gradient_check.json").write_text("{}")
+    evaluate(MODEL, images, ATTACK, THREAT, out=tmp_path / "e", **SETTINGS)
+    assert len(made) == 4
+
+
+def test_the_gradient_is_looked_at_where_the_attack_ended(images):
+    """Right about the images, of the wrong sign for whatever is brighter than they are."""
+
+    class Flips(nn.Module):
+        def forward(self, x):
+            z = x.flatten(1)
+            turned = torch.where(z > 0.9, 2 * z.detach() - z, z)
+            return torch.stack([turned.sum(1), turned.sin().sum(1), (turned**2).sum(1)], 1)
+
+    model = Defended(Identity(), Flips())
+    dark = dataclasses.replace(images, x=images.x / 2)
+    y = torch.zeros(len(dark), dtype=torch.int64)
+
+    def at(x):
+        noise = Noise.of(0, range(len(x)))
+        return check_at_proposals(model, x, y, noise, chunk=8)
+
+    assert at(dark.x).passed
+    assert not at((dark.x + 0.47).clamp(0.95, 1)).passed
+    named = {
+        c["name"]: c for c in evaluate(MODEL, images, ATTACK, THREAT, **SETTINGS).card["checks"]
+    }
+    assert named["gradient at proposals"]["verdict"] == "pass"
+    square = evaluate(MODEL, images, Square(steps=2, eot=1), THREAT, **SETTINGS)
+    assert "gradient at proposals" not in {c["name"] for c in square.card["checks"]}
 
 
 def test_one_draw_of_fresh_noise_is_not_called_known(images):

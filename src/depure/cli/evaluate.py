@@ -96,7 +96,7 @@ def command(**options: Any) -> None:
     """Attack a defence with exact gradients and judge it on fresh noise draws.
 
     Writes a run folder with card.json (all results and settings), report.html, the adversarial
-    images and every image x draw outcome. The gradient is certified first. Killed at any moment,
+    images and every image x draw outcome. The gradient is checked first. Killed at any moment,
     the same command continues and ends with the same numbers.
 
     \b

@@ -1,4 +1,4 @@
-"""Evaluation: certified gradients, fresh draws, intervals, checks and the card."""
+"""Evaluation: checked gradients, fresh draws, intervals, checks and the card."""
 
 from depure.evaluation.checks import Check
 from depure.evaluation.gradient_check import Agreement, GradientCheck, verify_gradient

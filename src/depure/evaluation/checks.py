@@ -19,6 +19,7 @@ from depure.attacks.journal import journal
 from depure.data.images import Images
 from depure.evaluation import statistics
 from depure.evaluation.gradient_check import GradientCheck
+from depure.evaluation.gradient_check.proposal import check_at_proposals
 from depure.evaluation.neighbours import neighbours_matter
 from depure.evaluation.shards import Shard, base_noise, logits_of, predict
 from depure.noise import Noise
@@ -87,6 +88,7 @@ def cheap_checks(trial: Trial, shard: Shard, gradient_check: GradientCheck) -> l
     heard = trial.attack.heard
     return [
         _gradient(gradient_check, needed=trial.attack.needs_gradient),
+        *_at_proposals(trial, shard, gradient_check),
         _randomness(trial),
         _logits(trial),
         _neighbours(trial),
@@ -179,6 +181,18 @@ def _gradient(gradient_check: GradientCheck, *, needed: bool) -> Check:
         text = f"this attack asks for no gradient, but others would. {gradient_check.verdict}"
         return Check("gradient", "warn", text)
     return Check("gradient", "pass" if gradient_check.passed else "fail", gradient_check.verdict)
+
+
+def _at_proposals(trial: Trial, shard: Shard, earlier: GradientCheck) -> list[Check]:
+    """The gradient once more, where the attack ended, if it was right where it began."""
+    if not (earlier.judged and earlier.passed and trial.attack.needs_gradient):
+        return []
+    x, y = shard.x_adv.to(trial.device), shard.y.to(trial.device)
+    noise = base_noise(trial.model, shard.index, trial.threat, trial.seed).fold("proposals")
+    found = check_at_proposals(trial.model, x, y, noise, rows_at_once(x, trial.batch))
+    if not found.judged:
+        return [Check("gradient at proposals", "warn", found.verdict)]
+    return [Check("gradient at proposals", "pass" if found.passed else "fail", found.verdict)]
 
 
 def _randomness(trial: Trial) -> Check:

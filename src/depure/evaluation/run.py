@@ -24,6 +24,7 @@ from depure.evaluation.gradient_check import (
     verify_gradient,
 )
 from depure.evaluation.gradient_check.key import key_of
+from depure.evaluation.gradient_check.shared import CHECK, made_before
 from depure.evaluation.memory import plan_chunk
 from depure.evaluation.neighbours import check_neighbours
 from depure.evaluation.record import describe, differences, packages, refuse_other, title_of
@@ -177,23 +178,25 @@ class Evaluation:
         check_neighbours(self.model, x, noise, rows_at_once(x, self.batch))
 
     def _gradient_check(self, progress: Callable[[float], None] | None = None) -> GradientCheck:
-        path, some = self.folder / "gradient_check.json", self.images[slice(0, 2)]
+        some = self.images[slice(0, 2)]
         if self.gradient_check == "none":
             return not_judged("NOT CHECKED: --gradient-check none", len(some))
         short, draws = self.gradient_check == "short", getattr(self.attack, "eot", 1)
         most = min(self.shard_size, len(self.images)) * draws  # that an attack has to ask for
         chunk = min(rows_at_once(some.x, self.batch), most)
-        key = key_of(self.model, {**self.description(), "short": short}, chunk)
-        known = self._pieces.read_json(path.name) if path.exists() else {}
-        if known.pop("key", None) == key:
-            return GradientCheck.of_record(known, path)
+        key = key_of(self.model, self.description(), some, chunk, short=short)
+        known = made_before(self.folder, key)
+        if known is not None:
+            if not (self.folder / CHECK).exists():
+                self._pieces.write_json(CHECK, {**known, "key": key})
+            return GradientCheck.of_record(known, self.folder / CHECK)
         device = self._device()
         noise = base_noise(self.model, some.index, self.threat, self.seed).fold("gradient check")
         found = verify_gradient(
             self.model, some.x.to(device), some.y.to(device), noise, ball=self.threat.ball,
             chunk=chunk, short=short, progress=progress,
         )  # fmt: skip
-        self._pieces.write_json(path.name, {**found.record(), "key": key})
+        self._pieces.write_json(CHECK, {**found.record(), "key": key})
         return found
 
     def compute(self, part: tuple[int, int] = (0, 1), progress: Progress | None = None) -> None:

@@ -10,14 +10,28 @@ from typing import Any
 import torch
 
 from depure import __version__
+from depure.data.images import Images
 from depure.purify.defended import Defended
+from depure.weights import fingerprint
 
 
-def key_of(model: Defended, described: dict[str, Any], chunk: int) -> str:
-    """SHA-256 of the source of the model's classes, the versions, the run and the rows."""
+def key_of(
+    model: Defended, described: dict[str, Any], images: Images, chunk: int, *, short: bool
+) -> str:
+    """SHA-256 of what decides a check: runs that differ in anything else share it.
+
+    Args:
+        model: the defence; the source of its classes counts.
+        described: of the run; its model, threat and seed count.
+        images: those that are looked at.
+        chunk: rows of one forward pass of the attack.
+        short: whether the look is a short one.
+    """
     kinds = {type(m) for m in model.modules()}
     sources = sorted(_source(kind) for kind in kinds)
-    known = [sources, __version__, torch.__version__, described, chunk]
+    part = {name: described[name] for name in ("model", "threat", "seed")}
+    seen = fingerprint({"x": images.x, "y": images.y, "index": images.index})
+    known = [sources, __version__, torch.__version__, part, seen, chunk, short]
     return hashlib.sha256(json.dumps(known, sort_keys=True, default=repr).encode()).hexdigest()
 
 

@@ -44,12 +44,13 @@ class Effort:
         """All there is for short chains; within 4 gradients of `chunk` rows for longer ones.
 
         A forward pass is counted as if it cost what a gradient does. One row has told how many
-        classes there are and `chunk` rows are the attack's gradient, so 3 chunk - 1 are left.
+        classes there are and `chunk` rows are the attack's gradient, so 3 chunk - 1 are left. One
+        row alone with an approximate gradient has one more, for the exact gradient beside it.
         """
         if calls <= SHORT_CHAIN:
             return Effort(3 if short else max(3, min(12, chunk // 4)), 2, 3, 2)
         if chunk == 1:
-            return Effort(1, 1, 1, 0, own=False, stepwise=False)
+            return Effort(1, 1, 1, 0, own=False, stepwise=not exact)
         probed = 0 if chunk < 4 else 1
         left, gradients = 3 * chunk - 1 - 8 * probed, 1 if exact else 2
         most = 3 if short else 12
@@ -61,7 +62,7 @@ class Effort:
             points = min(most, left // (gradients + 2 * directions * steps))
             if points >= 1:
                 return Effort(points, directions, steps, probed, stepwise=not exact)
-        return Effort(1, 1, 1, probed, own=False, stepwise=False)
+        return Effort(1, 1, 1, probed, own=False, stepwise=not exact)
 
     def rows(self, chunk: int) -> int:
         """Rows through the defence, about."""
