@@ -46,10 +46,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from depure.attacks import LPA, PPGD, FeatureDistance, LowFrequency, Perceptual, ReColorAdv, StAdv
+from depure.attacks.asking.gradients import Expected
+from depure.attacks.asking.model import Model
 from depure.attacks.base import Attack, Watch, calls_of_watch
-from depure.attacks.expected import Expected
-from depure.attacks.model import Model
-from depure.attacks.search import Best
+from depure.attacks.unseen.search import Best
 from depure.data import image_folder
 from depure.evaluation.statistics import difference
 from depure.noise import Noise

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from depure.attacks import LPA, PPGD, FeatureDistance, LowFrequency, Perceptual, ReColorAdv, StAdv
-from depure.attacks.recolor import colouring
-from depure.attacks.search import variation
-from depure.attacks.stadv import bend
+from depure.attacks.unseen.recolor import colouring
+from depure.attacks.unseen.search import variation
+from depure.attacks.unseen.stadv import bend
 from depure.threat import Flow, Linf
 
 Published = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (classifier, x, y) -> x_adv

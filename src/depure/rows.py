@@ -71,6 +71,16 @@ def parts(total: int, rows: int) -> list[slice]:
     return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
 
 
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """One number per image (B,), shaped to multiply `like` (B, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def where_rows(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """New values in some rows (B,) bool, the old ones in the others."""
+    return torch.where(per_image(rows, new), new, old)
+
+
 def means(blocks: Iterable[Tensor], draws: int) -> Tensor:
     """The mean over the draws of each image, (B, ...), of rows that come block by block.
 

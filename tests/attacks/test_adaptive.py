@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from depure.attacks import PGD, Transfer
-from depure.attacks.adaptive import MIPGD, DiffHammer, StandIn, weighted
-from depure.attacks.queries import ask
+from depure.attacks.adaptive import MIPGD, DiffHammer, SubstituteAttack, weighted
+from depure.attacks.asking.queries import ask
 from depure.noise import Noise
 from depure.threat import L2, Linf
 
@@ -211,7 +211,7 @@ def test_a_stand_in_is_confirmed_on_the_defence():
     x = pictures(30, seed=4)
     model, noise, ball = Shaky(), Noise.of(0, range(30)), Linf(0.08)
     y, judge = model(x, noise.fold("label")).argmax(1), Noise.of(1, range(30))
-    attack = StandIn(PGD(steps=8, eot=2, loss="margin"), Shaky(0.1), judge_draws=20)
+    attack = SubstituteAttack(PGD(steps=8, eot=2, loss="margin"), Shaky(0.1), judge_draws=20)
     x_adv = attack(model, x, y, ball, noise)
     assert attack.iterations == 8
     assert ball.contains(x_adv, x).all()
@@ -222,7 +222,7 @@ def test_a_stand_in_is_confirmed_on_the_defence():
         def forward(self, x, noise):
             return -super().forward(x, noise)
 
-    worse = StandIn(PGD(steps=8, eot=2, loss="margin"), Opposite(), judge_draws=20)
+    worse = SubstituteAttack(PGD(steps=8, eot=2, loss="margin"), Opposite(), judge_draws=20)
     kept = (worse(model, x, y, ball, noise) == x).flatten(1).all(1)
     assert kept.double().mean() > 0.8  # what helps the defence is not proposed
 
@@ -234,7 +234,7 @@ def test_a_source_without_noise_is_held_at_nothing():
             return super().forward(x, noise)
 
     x, y, noise = pictures(), torch.tensor([0, 1, 2]), Noise.of(0, range(3))
-    StandIn(PGD(steps=1, eot=1), Strict(0))(Shaky(), x, y, Linf(0.1), noise.lock("a"))
+    SubstituteAttack(PGD(steps=1, eot=1), Strict(0))(Shaky(), x, y, Linf(0.1), noise.lock("a"))
 
 
 def test_errors():
@@ -248,13 +248,13 @@ def test_errors():
         (MIPGD, {"loss": "mse"}, "loss must be one of"),
         (MIPGD, {"start": 3}, "start must be an attack"),
         (MIPGD, {"start": PGD(), "random_start": True}, "exclude each other"),
-        (StandIn, {"attack": 3, "source": Shaky()}, "attack must be"),
-        (StandIn, {"attack": PGD(), "source": Shaky(), "judge_draws": 0}, "judge_draws"),
+        (SubstituteAttack, {"attack": 3, "source": Shaky()}, "attack must be"),
+        (SubstituteAttack, {"attack": PGD(), "source": Shaky(), "judge_draws": 0}, "judge_draws"),
     ):
         with pytest.raises(ValueError, match=words):
             kind(**settings)
     with pytest.raises(ValueError, match="make the source from the same purifier"):
-        StandIn(PGD(), Shaky())(Shaky(0), x, y, Linf(0.1), noise)
+        SubstituteAttack(PGD(), Shaky())(Shaky(0), x, y, Linf(0.1), noise)
 
 
 class Lucky(nn.Module):

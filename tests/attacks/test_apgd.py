@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from depure.attacks import APGD
-from depure.attacks.losses import LOSSES, dlr_targeted, pair
+from depure.attacks.asking.losses import LOSSES, dlr_targeted, pair
 from depure.noise import Noise
 from depure.threat import L1, L2, Linf
 

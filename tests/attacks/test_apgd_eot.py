@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from depure.attacks import APGD
-from depure.attacks.climb import Climb
-from depure.attacks.expected import Expected
-from depure.attacks.losses import dlr_targeted, pair
+from depure.attacks.gradient.apgd_steps import Climb
+from depure.attacks.asking.gradients import Expected
+from depure.attacks.asking.losses import dlr_targeted, pair
 from depure.noise import Noise
 from depure.threat import L1, L2, Linf
 
@@ -242,7 +242,7 @@ def test_targets_are_the_likeliest_wrong_classes_in_turn():
         def forward(self, x, noise):
             return logits[: len(x)] + 0.0 * x.sum()
 
-    from depure.attacks.apgd import _Task
+    from depure.attacks.gradient.apgd import _Task
 
     x, y = torch.zeros(2, 1, 1, 1), torch.tensor([0, 1])
     attack = APGD.targeted(4)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from depure.attacks import APGD, FAB, PGD, Attack, Ensemble, Square
-from depure.attacks.queries import ask, told
+from depure.attacks.asking.queries import ask, told
 from depure.noise import Noise
 from depure.threat import Linf
 

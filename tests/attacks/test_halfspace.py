@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import brentq, linprog
 
-from depure.attacks.halfspace import onto_plane
+from depure.attacks.gradient.hyperplane import onto_plane
 from depure.threat import L1, L2, Ball, Linf
 
 BALLS = [Linf(), L2(), L1()]

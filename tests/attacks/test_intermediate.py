@@ -15,8 +15,8 @@ from depure.attacks import (
     Traced,
     expected_grad,
 )
-from depure.attacks.intermediate import deviation
-from depure.attacks.model import WithTerm
+from depure.attacks.purifier.intermediate import deviation
+from depure.attacks.asking.model import WithTerm
 from depure.diffusion import (
     DDIM,
     DDPM,

@@ -29,13 +29,13 @@ from depure.attacks import (
     ScoreStart,
     Square,
     StAdv,
-    StandIn,
+    SubstituteAttack,
     Transfer,
     autoattack,
     strongest,
 )
 from depure.attacks import journal as module
-from depure.attacks.journal import journal, recalled
+from depure.attacks.asking.journal import journal, recalled
 from depure.data import digits
 from depure.diffusion import Straight
 from depure.evaluation.cost import counted
@@ -63,7 +63,7 @@ ATTACKS = {
     "DiffAttack": (DiffAttack(PGD(3, eot=2)), BALL),
     "full-intermediate": (FullIntermediate(PGD(3, eot=2)), BALL),
     "DiffHammer": (DiffHammer(3, eot=2), BALL),
-    "BPDA": (StandIn(PGD(3, eot=2), Defended(BPDA(PURIFIER), CLASSIFIER), judge_draws=3), BALL),
+    "BPDA": (SubstituteAttack(PGD(3, eot=2), Defended(BPDA(PURIFIER), CLASSIFIER), judge_draws=3), BALL),
     "Square": (Square(steps=5, eot=2), BALL),
     "RayS": (RayS(steps=6, eot=2), BALL),
     "SPSA": (SPSA(steps=3, samples=2), BALL),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from depure.attacks.losses import LOSSES, dlr, margin, targeted
+from depure.attacks.asking.losses import LOSSES, dlr, margin, targeted
 
 Z = torch.tensor([[3.0, 1.0, -2.0, 0.5], [0.0, 2.0, 1.0, -1.0]])
 

@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from depure.attacks.features import FeatureDistance, Perceptual
-from depure.attacks.lowfreq import Filter, LowFrequency, _form
-from depure.attacks.search import pull_back
+from depure.networks.features.distance import FeatureDistance
+from depure.threat import Perceptual
+from depure.attacks.unseen.low_frequency import Filter, LowFrequency, _form
+from depure.attacks.unseen.search import pull_back
 from depure.noise import Noise
 from depure.threat import L2, Linf
 

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from depure.attacks import PGD
-from depure.attacks.features import FeatureDistance, Perceptual
-from depure.attacks.perceptual import LPA, PPGD, steepest
+from depure.networks.features.distance import FeatureDistance
+from depure.threat import Perceptual
+from depure.attacks.unseen.perceptual import LPA, PPGD, steepest
 from depure.evaluation.record import settings_of
 from depure.noise import Noise
 from depure.threat import Linf

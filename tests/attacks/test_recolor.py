@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from depure.attacks.expected import expected_grad
-from depure.attacks.losses import margin
-from depure.attacks.recolor import ReColorAdv, _bounded, colouring, nodes
-from depure.attacks.search import pull_back, variation
+from depure.attacks.asking.gradients import expected_grad
+from depure.attacks.asking.losses import margin
+from depure.attacks.unseen.recolor import ReColorAdv, _bounded, colouring, nodes
+from depure.attacks.unseen.search import pull_back, variation
 from depure.noise import Noise
 from depure.threat import L2, Linf
 

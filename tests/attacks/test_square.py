@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from depure.attacks import LOSSES, Square
-from depure.attacks.queries import ask, signs
-from depure.attacks.square import _eta, _placed, _window
+from depure.attacks.asking.queries import ask, signs
+from depure.attacks.blackbox.square import _eta, _placed, _window
 from depure.noise import Noise
 from depure.threat import L2, Ball, Linf
 

@@ -3,10 +3,10 @@ import torch
 from torch import nn
 
 from depure.attacks import PGD
-from depure.attacks.expected import Expected, expected_grad
-from depure.attacks.losses import margin
-from depure.attacks.search import Adam, Search, pull_back, variation
-from depure.attacks.stadv import StAdv, bend
+from depure.attacks.asking.gradients import Expected, expected_grad
+from depure.attacks.asking.losses import margin
+from depure.attacks.unseen.search import Adam, Search, pull_back, variation
+from depure.attacks.unseen.stadv import StAdv, bend
 from depure.noise import Noise
 from depure.threat import Flow, Linf
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from depure.attacks import APGD, MIPGD, PGD, DiffHammer, ScoreStart, StandIn, Transfer
+from depure.attacks import APGD, MIPGD, PGD, DiffHammer, ScoreStart, SubstituteAttack, Transfer
 from depure.attacks.base import Attack, calls_of_watch
 from depure.cli.attacks import build_attack
 from depure.cli.build import build_model
@@ -197,7 +197,7 @@ def test_on_the_command_line():
         return command.make_context("evaluate", line.split()).params
 
     model = build_model(options("--images 2 --steps 2"))[0]
-    for word, kind in (("transfer", Transfer), ("bpda", StandIn), ("score", ScoreStart)):
+    for word, kind in (("transfer", Transfer), ("bpda", SubstituteAttack), ("score", ScoreStart)):
         found = build_attack(options(f"--start {word} --attack-steps 5"), model)
         assert found.steps == 5
         assert isinstance(found.start, kind)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from depure import PGD, Defended, Identity, Linf, Threat, digits, evaluate, load_classifier
 from depure.attacks import SPSA, RayS, Square
-from depure.attacks.expected import expected_grad
-from depure.attacks.losses import LOSSES
+from depure.attacks.asking.gradients import expected_grad
+from depure.attacks.asking.losses import LOSSES
 from depure.noise import Noise
 
 IMAGES = digits("test").sample(16)

@@ -23,7 +23,7 @@ from depure.attacks import (
     ReColorAdv,
     Square,
     StAdv,
-    StandIn,
+    SubstituteAttack,
     Transfer,
     autoattack,
     strongest,
@@ -103,7 +103,7 @@ def test_every_name_is_known_to_both_sides():
 def test_attacks_on_something_simpler():
     model = build_model(options("--images 2 --steps 2"))[0]
     found = build_attack(options("--attack bpda --eot 3 --chunk 4"), model)
-    assert isinstance(found, StandIn)
+    assert isinstance(found, SubstituteAttack)
     assert found.attack == PGD(50, eot=3, average="logits", chunk=4)
     assert found.chunk == 4
     assert found.source.purifier.backprop == Straight()

@@ -22,7 +22,7 @@ from depure.attacks import (
     DiffHammer,
     Ensemble,
     LowFrequency,
-    StandIn,
+    SubstituteAttack,
     Transfer,
     autoattack,
 )
@@ -530,7 +530,7 @@ def test_checks_double_what_an_attack_is_made_of():
     bare = nn.Identity().eval()
     assert _doubled(PGD(7, eot=3), "steps") == PGD(14, eot=3)
     assert _doubled(Transfer(PGD(7), bare), "steps").attack == PGD(14)
-    assert _doubled(StandIn(PGD(7, eot=3), bare), "eot").attack == PGD(7, eot=6)
+    assert _doubled(SubstituteAttack(PGD(7, eot=3), bare), "eot").attack == PGD(7, eot=6)
     found = _doubled(autoattack("stochastic", eot=4), "eot")
     assert [m.eot for m in found.members] == [8] * 4
     assert [type(m) for m in found.members] == [type(m) for m in autoattack().members]
@@ -540,7 +540,7 @@ def test_checks_double_what_an_attack_is_made_of():
 
 
 def test_an_attack_on_something_simpler_is_checked_on_the_bare_classifier(images, tmp_path):
-    attack = StandIn(ATTACK, Defended(BPDA(Jitter()), MODEL.classifier), judge_draws=2)
+    attack = SubstituteAttack(ATTACK, Defended(BPDA(Jitter()), MODEL.classifier), judge_draws=2)
     evaluate(MODEL, images, attack, THREAT, out=tmp_path / "run", **SETTINGS)
     card = json.loads((tmp_path / "run" / "card.json").read_text())
     assert {"transfer", "more steps", "more EoT draws"} <= {c["name"] for c in card["checks"]}
@@ -551,7 +551,7 @@ def test_an_attack_with_a_start_is_traced_and_checked(images):
     attack = PGD(steps=4, eot=4, start=Transfer(PGD(steps=5), Head().eval()))
     assert evaluate(MODEL, images, attack, THREAT, **SETTINGS).shard.loss.shape[1] == 4
     # The transfer from the bare classifier leaves out a start that needs the defence.
-    past = PGD(steps=3, eot=2, start=StandIn(PGD(steps=2), Defended(BPDA(Jitter()), Head())))
+    past = PGD(steps=3, eot=2, start=SubstituteAttack(PGD(steps=2), Defended(BPDA(Jitter()), Head())))
     for one in (past, Ensemble((past, PGD(steps=2)), judge_draws=3)):
         named = [c["name"] for c in evaluate(MODEL, images, one, THREAT, **SETTINGS).card["checks"]]
         assert "transfer" in named
@@ -566,7 +566,7 @@ def test_an_attack_with_a_start_is_traced_and_checked(images):
         (FAB(2, steps=2, eot=2), False, False),
         (Transfer(ATTACK, Head().eval()), True, False),
         (Transfer(FAB(2, steps=2, eot=2), Head().eval()), False, False),
-        (StandIn(ATTACK, Defended(BPDA(Jitter()), Head())), True, False),
+        (SubstituteAttack(ATTACK, Defended(BPDA(Jitter()), Head())), True, False),
         (LowFrequency(steps=2, eot=2, kernels=()), True, False),
     ],
     ids=lambda value: type(value).__name__,
@@ -632,9 +632,9 @@ def test_a_run_without_a_folder_keeps_no_journal(images, monkeypatch):
 
 def test_a_source_with_another_gradient_is_another_run(images, tmp_path):
     """Its answers must not be taken for those of the first."""
-    one = StandIn(PGD(steps=2), Defended(BPDA(Jitter()), Head()))
+    one = SubstituteAttack(PGD(steps=2), Defended(BPDA(Jitter()), Head()))
     evaluate(MODEL, images, one, THREAT, out=tmp_path, **SETTINGS)
-    other = StandIn(PGD(steps=2), Defended(Jitter(), Head()))
+    other = SubstituteAttack(PGD(steps=2), Defended(Jitter(), Head()))
     with pytest.raises(ValueError, match=r"attack\.source"):
         evaluate(MODEL, images, other, THREAT, out=tmp_path, **SETTINGS)
 

@@ -101,7 +101,7 @@ def test_imports_come_from_below(path: Path) -> None:
     [
         ("noise.py", "from depure.types import Step"),
         ("diffusion/grid.py", "from depure.purify import DiffPure"),
-        ("purify/diffpure.py", "from depure.attacks.pgd import PGD"),
+        ("purify/diffpure.py", "from depure.attacks.gradient.pgd import PGD"),
         ("attacks/pgd.py", "def f():\n    from depure.purify.base import Purifier"),
         ("attacks/pgd.py", "import depure.training"),
         ("threat.py", "from depure.attacks import Attack"),

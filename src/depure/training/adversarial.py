@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from depure.data.images import Images
 from depure.noise import Noise
-from depure.threat import Ball
+from depure.threat import Norm
 from depure.training.guide import frozen
 from depure.training.loop import check_positive
 from depure.training.objective import Objective, logits_of
@@ -37,7 +37,7 @@ class PGDTraining(Objective):
         ValueError: a setting is not above zero.
     """
 
-    ball: Ball
+    ball: Norm
     steps: int = 10
     step_size: float | None = None
 
@@ -70,7 +70,7 @@ class TRADES(Objective):
         ValueError: a setting is not above zero.
     """
 
-    ball: Ball
+    ball: Norm
     beta: float = 6.0
     steps: int = 10
     step_size: float | None = None
@@ -115,7 +115,7 @@ def _climb(
     network: nn.Module,
     x: Tensor,
     start: Tensor,
-    ball: Ball,
+    ball: Norm,
     steps: int,
     step_size: float | None,
     losses: PerImageLoss,

@@ -15,7 +15,7 @@ from depure.evaluation.gradient_check.arithmetic import (
     finest,
 )
 from depure.noise import Noise
-from depure.threat import Ball, Linf
+from depure.threat import Ball, Linf, Norm
 
 _STEPS = {torch.float64: (1e-5, 1e-6, 1e-7)}
 _COARSE = (1e-2, 3e-3, 1e-3)
@@ -53,7 +53,7 @@ def points_of(
     rows = [r % len(x) for r in range(count)]
     keys = Noise.of(0, range(count)).fold("gradient check")
     base = x.double()[rows]
-    moved = ball.start(base, keys)
+    moved = ball.start(base, keys) if isinstance(ball, Norm) else base
     edge = ball.project(base + 2 * (moved - base), base)
     kind = torch.arange(count, device=x.device).div(len(x), rounding_mode="floor") % 3
     if len(x) >= count:

@@ -1,0 +1,1 @@
+"""Networks: classifiers, diffusion models and features, and the door for their weights."""
