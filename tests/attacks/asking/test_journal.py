@@ -1,4 +1,4 @@
-"""A killed attack, run again with its journal, goes on inside its images: any attack."""
+"""What is recorded of a defence's answers, and when it is believed; `test_every.py` resumes."""
 
 import hashlib
 import itertools
@@ -11,99 +11,40 @@ from safetensors.torch import save
 
 from depure.attacks import (
     APGD,
-    FAB,
-    LPA,
-    MIPGD,
     PGD,
-    PPGD,
-    SPSA,
-    DiffAttack,
-    DiffHammer,
-    Ensemble,
-    FeatureDistance,
-    FullIntermediate,
-    LowFrequency,
-    Perceptual,
-    RayS,
-    ReColorAdv,
-    ScoreStart,
-    Square,
-    StAdv,
-    SubstituteAttack,
     Transfer,
-    autoattack,
-    strongest,
 )
-from depure.attacks import journal as module
-from depure.attacks.asking.journal import journal, recalled
+from depure.attacks.asking import journal as module
+from depure.attacks.asking.journal import cached, journal
 from depure.data import digits
 from depure.diffusion import Straight
 from depure.evaluation.cost import counted
 from depure.noise import Noise
-from depure.purify import BPDA, Defended, DiffPure
-from depure.threat import L1, L2, Flow, Linf
+from depure.purify import Defended, DiffPure
+from depure.threat import Linf
 from depure.zoo import load_classifier, load_denoiser
 
 CLASSIFIER = load_classifier("digits")
 PURIFIER = DiffPure(load_denoiser("digits"), steps=2)
 BALL = Linf(0.2)
-SCORED = (PURIFIER.denoiser, PURIFIER.grid)
-FEATURES = Perceptual(FeatureDistance(CLASSIFIER), 0.5)
-
-ATTACKS = {
-    "PGD": (PGD(3, eot=2), BALL),
-    "PGD from a score": (PGD(3, eot=2, start=ScoreStart.of(*SCORED)), BALL),
-    "APGD from PGD": (APGD(3, eot=2, start=PGD(2, eot=2)), BALL),
-    "PGD to a target": (PGD(3, eot=2, target="runner_up", average="logits"), BALL),
-    "MI-PGD": (MIPGD(3, eot=2), BALL),
-    "APGD": (APGD(5, eot=2, restarts=2), BALL),
-    "APGD L1": (APGD(10, eot=2, shrinking=True), L1(3.0)),
-    "APGD-T": (APGD(3, eot=2, loss="dlr", targets=2), L2(1.0)),
-    "FAB": (FAB(steps=3, targets=2, eot=2), BALL),
-    "DiffAttack": (DiffAttack(PGD(3, eot=2)), BALL),
-    "full-intermediate": (FullIntermediate(PGD(3, eot=2)), BALL),
-    "DiffHammer": (DiffHammer(3, eot=2), BALL),
-    "BPDA": (SubstituteAttack(PGD(3, eot=2), Defended(BPDA(PURIFIER), CLASSIFIER), judge_draws=3), BALL),
-    "Square": (Square(steps=5, eot=2), BALL),
-    "RayS": (RayS(steps=6, eot=2), BALL),
-    "SPSA": (SPSA(steps=3, samples=2), BALL),
-    "StAdv": (StAdv(3, eot=2), Flow(0.05)),
-    "ReColorAdv": (ReColorAdv(3, eot=2), BALL),
-    "LF": (LowFrequency(3, eot=2, kernels=(5, 3)), BALL),
-    "PPGD": (PPGD(3, eot=2, conjugate=2), FEATURES),
-    "LPA": (LPA(2, rounds=2, eot=2), FEATURES),
-    "cascade": (autoattack("stochastic", BALL, steps=5, queries=3, eot=2), BALL),
-    "fixed": (autoattack("fixed", BALL, steps=5, queries=3, eot=2), BALL),
-    "strongest": (strongest(200, BALL, CLASSIFIER), BALL),
-    "ensemble": (Ensemble((PGD(2, eot=2), APGD(5, eot=2)), judge_draws=3), BALL),
-}
 
 
 class Killed(Exception):
     pass
 
 
-class Mortal(Defended):
-    """Dies at a call of the classifier; counts the images that it sees until then."""
+class Counting(Defended):
+    """Counts its calls, and the images that it sees."""
 
-    def __init__(self, dies_at=None):
+    def __init__(self):
         super().__init__(PURIFIER, CLASSIFIER)
-        self.dies_at, self.calls, self.tally = dies_at, 0, {"images": 0, "halves": 0.0}
-
-    def _hear(self, images):
-        if self.calls == self.dies_at:
-            raise Killed
-        self.calls += 1
-        self.tally["images"] += images
-        self.tally["halves"] += 0.5
+        self.calls, self.tally = 0, {"images": 0, "halves": 0.0}
 
     def forward(self, x, noise):
-        self._hear(len(x))
+        self.calls += 1
+        self.tally["images"] += len(x)
+        self.tally["halves"] += 0.5
         return super().forward(x, noise)
-
-    def trace(self, x, noise):
-        self._hear(len(x))
-        return super().trace(x, noise)
 
 
 def images(n=3):
@@ -111,37 +52,10 @@ def images(n=3):
     return data.x, data.y
 
 
-def run(name, model, path, n=3):
-    attack, ball = ATTACKS[name]
+def run(model, path, n=3):
     x, y = images(n)
-    heard = []
     with journal(path, model.tally):
-        found = attack(
-            model, x, y, ball, Noise.of(0, range(n)), lambda i, seen: heard.append((i, seen.loss))
-        )
-    return found, heard
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_goes_on_where_it_was(name, tmp_path):
-    whole = Mortal()
-    expected, heard = run(name, whole, tmp_path / "whole")
-    for dies_at in {0, whole.calls // 2, whole.calls - 1}:
-        path = tmp_path / f"at {dies_at}"
-        dying, second = Mortal(dies_at), Mortal()
-        with pytest.raises(Killed):
-            run(name, dying, path)
-        again, heard_again = run(name, second, path)
-        assert torch.equal(again, expected)
-        assert [i for i, _ in heard_again] == [i for i, _ in heard]
-        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(heard, heard_again, strict=True))
-        # It pays again at most for the answer that it died in.
-        assert second.tally == whole.tally
-        assert dying.calls + second.calls <= whole.calls + 1
-        last = Mortal()
-        assert torch.equal(run(name, last, path)[0], expected)
-        assert last.calls == 0
-        assert last.tally == whole.tally
+        return PGD(3, eot=2)(model, x, y, BALL, Noise.of(0, range(n)))
 
 
 def test_a_transfer_is_remembered_too(tmp_path):
@@ -155,7 +69,7 @@ def test_a_transfer_is_remembered_too(tmp_path):
             raise Killed
 
     x, y = images()
-    ask = (Mortal(), x, y, BALL, Noise.of(0, range(3)))
+    ask = (Counting(), x, y, BALL, Noise.of(0, range(3)))
     attack = Transfer(APGD(8), CLASSIFIER)
     expected = attack(*ask)
     handle = CLASSIFIER.register_forward_pre_hook(hear)
@@ -174,10 +88,10 @@ def test_a_transfer_is_remembered_too(tmp_path):
 
 def test_another_question_is_answered_afresh(tmp_path):
     path = tmp_path / "j"
-    run("PGD", Mortal(), path)
-    plain = run("PGD", Mortal(), tmp_path / "other", 2)[0]
-    other = Mortal()
-    assert torch.equal(run("PGD", other, path, 2)[0], plain)
+    run(Counting(), path)
+    plain = run(Counting(), tmp_path / "other", 2)
+    other = Counting()
+    assert torch.equal(run(other, path, 2), plain)
     assert other.calls > 0
     assert (tmp_path / "other").read_bytes() == path.read_bytes()
 
@@ -186,7 +100,7 @@ def test_the_journal_of_another_run_is_not_believed(tmp_path):
     asked = ("a", Noise.of(0, [0]), (torch.ones(1),))
     for run, answer, found in (("one", 1.0, 1.0), ("one", 2.0, 1.0), ("other", 3.0, 3.0)):
         with journal(tmp_path / "j", run=run):
-            assert recalled(*asked, lambda answer=answer: (torch.tensor(answer),))[0] == found
+            assert cached(*asked, lambda answer=answer: (torch.tensor(answer),))[0] == found
 
 
 @pytest.mark.parametrize("blob", [b"", b"nonsense", save({"x": torch.ones(1)})])
@@ -194,13 +108,13 @@ def test_a_record_that_is_whole_but_none_of_ours(blob, tmp_path):
     path = tmp_path / "j"
     path.write_bytes(len(blob).to_bytes(8, "little") + hashlib.sha256(blob).digest() + blob)
     with journal(path):
-        assert recalled("a", Noise.of(0, [0]), (torch.ones(1),), lambda: (torch.ones(1),))[0] == 1
+        assert cached("a", Noise.of(0, [0]), (torch.ones(1),), lambda: (torch.ones(1),))[0] == 1
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "answer", "nonsense", "length", "empty"])
 def test_damage_costs_only_what_comes_after_it(harm, tmp_path):
     path = tmp_path / "j"
-    expected = run("PGD", Mortal(), path)[0]
+    expected = run(Counting(), path)
     good = path.read_bytes()
     middle = len(good) // 2
     path.write_bytes({
@@ -211,29 +125,29 @@ def test_damage_costs_only_what_comes_after_it(harm, tmp_path):
         "length": b"\xff" * 8 + good[8:],
         "empty": b"",
     }[harm])  # fmt: skip
-    model = Mortal()
-    assert torch.equal(run("PGD", model, path)[0], expected)
+    model = Counting()
+    assert torch.equal(run(model, path), expected)
     assert path.read_bytes() == good
     assert (model.calls < 3) == (harm in ("cut", "answer"))
 
 
 def test_a_full_disk_stops_the_journal_and_not_the_attack(tmp_path):
-    expected = run("PGD", Mortal(), tmp_path / "j")[0]
+    expected = run(Counting(), tmp_path / "j")
     with pytest.warns(UserWarning, match="journal .* cannot be written"):
-        found = run("PGD", Mortal(), tmp_path / "no folder" / "j")[0]
+        found = run(Counting(), tmp_path / "no folder" / "j")
     assert torch.equal(found, expected)
 
 
 def test_a_journal_has_a_largest_size(tmp_path, monkeypatch):
-    expected = run("PGD", Mortal(), tmp_path / "j")[0]
+    expected = run(Counting(), tmp_path / "j")
     size = (tmp_path / "j").stat().st_size
     monkeypatch.setattr(module, "_LARGEST", size * 2 // 3)
-    run("PGD", Mortal(), tmp_path / "small")
+    run(Counting(), tmp_path / "small")
     assert 0 < (tmp_path / "small").stat().st_size <= size * 2 // 3
-    again = Mortal()
+    again = Counting()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert torch.equal(run("PGD", again, tmp_path / "small")[0], expected)
+        assert torch.equal(run(again, tmp_path / "small"), expected)
     assert 0 < again.calls < 3
 
 
@@ -255,16 +169,16 @@ def test_the_kind_of_a_question_and_dtypes_and_shapes_tell_questions_apart(tmp_p
         path = tmp_path / "j"
         path.unlink(missing_ok=True)
         with journal(path):
-            recalled(*known, lambda: (torch.zeros(1),))
+            cached(*known, lambda: (torch.zeros(1),))
         with journal(path):
-            assert recalled(*known, lambda: (torch.ones(1),))[0].item() == 0
+            assert cached(*known, lambda: (torch.ones(1),))[0].item() == 0
         with journal(path):
-            assert recalled(*other, lambda: (torch.ones(1),))[0].item() == 1
+            assert cached(*other, lambda: (torch.ones(1),))[0].item() == 1
 
 
 def test_without_a_journal_nothing_is_kept():
     noise = Noise.of(0, [0])
-    assert recalled("a", noise, (torch.ones(1),), lambda: (torch.ones(1),))[0].item() == 1
+    assert cached("a", noise, (torch.ones(1),), lambda: (torch.ones(1),))[0].item() == 1
 
 
 def test_the_name_of_the_loss_and_the_model_are_part_of_the_question(tmp_path):
@@ -273,17 +187,17 @@ def test_the_name_of_the_loss_and_the_model_are_part_of_the_question(tmp_path):
     straight = Defended(PURIFIER.with_backprop(Straight()), CLASSIFIER)
     with journal(tmp_path / "j"):
         PGD(1, eot=1)(straight, *ask)
-    for attack, model in ((PGD(1, eot=1, loss="margin"), straight), (PGD(1, eot=1), Mortal())):
+    for attack, model in ((PGD(1, eot=1, loss="margin"), straight), (PGD(1, eot=1), Counting())):
         expected = attack(model, *ask)
         with journal(tmp_path / "j"):
             assert torch.equal(attack(model, *ask), expected)
 
 
 def test_what_a_defence_asks_itself_is_not_recorded(tmp_path):
-    class Asking(Mortal):
+    class Asking(Counting):
         def forward(self, x, noise):
             logits = super().forward(x, noise)
-            recalled("inner", noise, (x,), lambda: (torch.zeros(1),))
+            cached("inner", noise, (x,), lambda: (torch.zeros(1),))
             return logits
 
     x, y = images()
@@ -297,7 +211,7 @@ def test_what_a_defence_asks_itself_is_not_recorded(tmp_path):
 
 
 def test_seconds_are_those_that_the_answers_took(tmp_path):
-    model, x = Mortal(), torch.ones(1)
+    model, x = Counting(), torch.ones(1)
 
     def slow():
         time.sleep(0.2)
@@ -305,5 +219,5 @@ def test_seconds_are_those_that_the_answers_took(tmp_path):
 
     for _ in range(2):
         with counted(model) as cost, journal(tmp_path / "j", vars(cost)):
-            recalled("a", Noise.of(0, [0]), (x,), slow)
+            cached("a", Noise.of(0, [0]), (x,), slow)
         assert cost.seconds >= 0.2

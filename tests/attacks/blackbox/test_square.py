@@ -3,9 +3,10 @@ import torch
 from torch import nn
 
 from depure.attacks import LOSSES, Square
-from depure.attacks.asking.queries import ask, signs
+from depure.attacks.asking.queries import query_margins, random_signs
 from depure.attacks.blackbox.square import _eta, _placed, _window
 from depure.noise import Noise
+from depure.rows import Chunk, chunked
 from depure.threat import L2, Ball, Linf
 
 INDICES = [3, 1, 4, 15, 9]
@@ -139,14 +140,15 @@ SPLITS = {
 def test_nothing_depends_on_the_batch_or_the_chunk(split, noisy, ball):
     """Some of these images are wrong from the start and rest, others are never broken."""
 
-    def attacked(indices, chunk=None):
+    def attacked(indices, chunk=128):
         x, y, noise = pictures(indices)
         model = Shifted(noisy)
-        return Square(steps=20, eot=3, chunk=chunk)(model, x, y, ball, noise)
+        with chunked(Chunk(chunk)):
+            return Square(steps=20, eot=3)(model, x, y, ball, noise)
 
     whole = dict(zip(INDICES, attacked(INDICES), strict=True))
     for part in SPLITS[split]:
-        for chunk in (None, 4):
+        for chunk in (128, 4):
             for index, x_adv in zip(part, attacked(part, chunk), strict=True):
                 if index in whole:
                     torch.testing.assert_close(x_adv, whole[index], rtol=1e-12, atol=1e-12)
@@ -191,7 +193,7 @@ def test_images_rest_once_wrong_and_a_random_one_only_after_a_hundred_draws():
 
 
 @pytest.mark.parametrize("eot", [1, 4])
-def test_a_lucky_draw_is_no_success_and_is_not_kept(eot):
+def test_a_lucky_draw_is_no_success_and_is_not_kept(eot, hear):
     """One draw in four is wrong wherever the image is; only the mean shows the way."""
     x, y = grey(20)
     model = Shifted(0.35)
@@ -199,24 +201,26 @@ def test_a_lucky_draw_is_no_success_and_is_not_kept(eot):
     assert (model(x.repeat(50, 1, 1, 1), Noise.of(1, range(1000)))[:, 0] < 0).double().mean() > 0.15
     x_adv = Square(steps=400, eot=eot)(model, x, y, Linf(0.45), noise)
     assert (1.0 - model.lead(x_adv)).mean() > 0.9 * 4.0 * 0.45
-    fresh = ask(model, x_adv[:, None], y, noise.fold("judge"), 200)
+    fresh = query_margins(model, x_adv[:, None], y, noise.fold("judge"), 200)
     assert fresh.accuracy.max() < 0.5
     seen = []
-    Square(steps=3, eot=eot)(model, x, y, Linf(0.45), noise, lambda i, m: seen.append(m.loss))
+    Square(steps=3, eot=eot)(
+        model, x, y, Linf(0.45), noise, watch=hear(lambda m: seen.append(m.loss))
+    )
     assert (seen[1] != seen[2]).all()  # measured again on new draws
 
 
-def test_watch():
+def test_watch(hear):
     x, y = grey(2)
     seen = []
     Square(steps=9, eot=1)(
-        Shifted(), x, y, Linf(0.1), Noise.of(0, range(2)), lambda i, m: seen.append((i, m))
+        Shifted(), x, y, Linf(0.1), Noise.of(0, range(2)), watch=hear(seen.append)
     )
-    assert [i for i, _ in seen] == list(range(9))
-    losses = torch.stack([m.loss for _, m in seen])
+    assert len(seen) == 9
+    losses = torch.stack([m.loss for m in seen])
     assert (losses[1:] >= losses[:-1]).all()
     assert losses[-1].gt(losses[0]).all()
-    last = seen[-1][1]
+    last = seen[-1]
     assert not last.grad.any()
     assert last.grad.shape == x.shape
     assert last.finite.all()
@@ -228,10 +232,11 @@ def test_queries_against_a_naive_loop():
     x, y, noise = pictures([1, 2, 3])
     points = torch.stack([x, x + 0.3, x], 1)
     model = Shifted(0.5)
-    for chunk in (1, 7, None):
+    for chunk in (1, 7, 128):
         model.asked.clear()
-        answer = ask(model, points, y, noise, 6, chunk)
-        assert max(len(a) for a in model.asked) == (chunk or 54)
+        with chunked(Chunk(chunk)):
+            answer = query_margins(model, points, y, noise, 6)
+        assert max(len(a) for a in model.asked) == min(chunk, 54)
         assert torch.equal(answer.margin[:, 0], answer.margin[:, 2])
         rows = noise.draws(6)
         for i in range(3):
@@ -247,20 +252,20 @@ def test_queries_against_a_naive_loop():
 
 def test_signs_are_fair_and_independent():
     like = torch.empty(400, 3, 5, 5)
-    found = signs(Noise.of(0, range(400)), "any", like)
+    found = random_signs(Noise.of(0, range(400)), "any", like)
     assert found.shape == like.shape
     assert set(found.unique().tolist()) == {-1.0, 1.0}
     flat = found.flatten(1)
     assert flat.mean(0).abs().max() < 4.5 / 20
     correlation = flat.T @ flat / 400 - torch.eye(75)
     assert correlation.abs().max() < 5 / 20
-    assert torch.equal(found[7:8], signs(Noise.of(0, [7]), "any", like[:1]))
+    assert torch.equal(found[7:8], random_signs(Noise.of(0, [7]), "any", like[:1]))
 
 
 class Ring(Ball):
     eps = 0.1
     default_step = 0.1
-    size = ascend = start = _into = None
+    contains = project = size = None
 
 
 def test_what_cannot_be_attacked():
@@ -281,7 +286,6 @@ def test_what_cannot_be_attacked():
     [
         ({"steps": 0}, "steps must be at least 1, a whole number; got 0"),
         ({"eot": 1.5}, "eot must be at least 1"),
-        ({"chunk": 0}, "chunk must be at least 1"),
         ({"p_init": 0.0}, "p_init must be above 0 and at most 1"),
         ({"p_init": 1.5}, "p_init must be above 0 and at most 1"),
     ],

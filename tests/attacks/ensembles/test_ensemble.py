@@ -1,14 +1,15 @@
 """Ensembles: the worst case per image, on common draws; nobody leaves on one lucky draw."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
-from depure.attacks import APGD, FAB, PGD, Attack, Ensemble, Square
-from depure.attacks.asking.queries import ask, told
+from depure.attacks import APGD, FAB, PGD, Attack, Case, Ensemble, Square, Watch
+from depure.attacks.asking.queries import as_measurement, query_margins
 from depure.noise import Noise
+from depure.rows import Chunk, chunked
 from depure.threat import Linf
 
 BALL = Linf(0.1)
@@ -68,26 +69,33 @@ class Paint(Attack):
     values: tuple[float, ...]
     steps: int = 1
 
-    def __call__(self, model, x, y, ball, noise, watch=None):
-        return torch.tensor(self.values, dtype=x.dtype).view(-1, 1, 1, 1)[: len(x)].expand_as(x)
+    def trace_length(self, case):
+        return self.steps
+
+    def propose(self, case, watch):
+        values = torch.tensor(self.values, dtype=case.x.dtype).view(-1, 1, 1, 1)
+        return values[: len(case.x)].expand_as(case.x)
 
 
 @dataclass(frozen=True)
 class Nothing(Attack):
     steps: int = 1
 
-    def __call__(self, model, x, y, ball, noise, watch=None):
-        return x.clone()
+    def trace_length(self, case):
+        return self.steps
+
+    def propose(self, case, watch):
+        return case.x.clone()
 
 
 @dataclass(frozen=True)
 class Chatty(Nothing):
     """Calls its watch more often than it says."""
 
-    def __call__(self, model, x, y, ball, noise, watch=None):
-        for i in range(self.steps + 2):
-            watch(i, told(x, x[:, 0, 0, 0], x[:, 0, 0, 0]))
-        return x.clone()
+    def propose(self, case, watch):
+        for _ in range(self.steps + 2):
+            watch.iteration(as_measurement(case.x, *[case.x[:, 0, 0, 0]] * 2))
+        return case.x.clone()
 
 
 def candidates(members, model, x, y, ball, noise):
@@ -102,9 +110,9 @@ def test_no_candidate_is_better_on_the_same_draws(known):
     noise = noise.lock("forward") if known else noise
     ensemble = Ensemble(MEMBERS, judge_draws=9)
     assert ensemble.most_right == -1  # on 9 draws nobody is sure, and nobody leaves unless known
-    found = ensemble.propose(model, x, y, BALL, noise)
+    found = ensemble.search(Case(model, x, y, BALL, noise), Watch())
     points = candidates(MEMBERS, model, x, y, BALL, noise)
-    answer = ask(model, points, y, noise.fold("ensemble"), 9)
+    answer = query_margins(model, points, y, noise.fold("ensemble"), 9)
     least = answer.accuracy.min(1, keepdim=True).values
     torch.testing.assert_close(found.accuracy[:, -1:], least)
     if not known:
@@ -125,9 +133,9 @@ def test_without_randomness_it_is_the_worst_case_and_one_wrong_answer_is_enough(
     noise = noise.lock("forward")
     ball = Linf(0.012)
     members = (PGD(steps=1), APGD(steps=8, loss="margin"), FAB(targets=2, steps=5))
-    found = Ensemble(members).propose(model, x, y, ball, noise)
+    found = Ensemble(members).search(Case(model, x, y, ball, noise), Watch())
     points = candidates(members, model, x, y, ball, noise)
-    right = ask(model, points, y, noise, 1).accuracy
+    right = query_margins(model, points, y, noise, 1).accuracy
     assert torch.equal(found.accuracy, right.cummin(1).values)
     assert torch.equal(found.attacked, right.cummin(1).values[:, :-1] > 0)
     assert 0 < found.accuracy[:, 1].sum() < found.accuracy[:, 0].sum()
@@ -141,7 +149,7 @@ def test_nobody_leaves_on_a_lucky_draw():
     """A defence right half of the time is wrong on many draws, and stays to the end."""
     chances = [0.5] * 30 + [0.0] * 10
     model, x, y, noise = coins(chances)
-    found = Ensemble((Nothing(),) * 3).propose(model, x, y, Linf(1.0), noise)
+    found = Ensemble((Nothing(),) * 3).search(Case(model, x, y, Linf(1.0), noise), Watch())
     assert found.attacked[:30].all()
     assert not found.attacked[30:].any()
 
@@ -149,7 +157,7 @@ def test_nobody_leaves_on_a_lucky_draw():
 def test_an_image_leaves_after_the_member_that_broke_it():
     model, x, y, noise = coins([0.9, 0.9, 0.9])
     members = (Paint((0.6, 0.0, 0.8)), Paint((0.0, 0.9)), Nothing())
-    found = Ensemble(members).propose(model, x, y, Linf(1.0), noise)
+    found = Ensemble(members).search(Case(model, x, y, Linf(1.0), noise), Watch())
     assert found.attacked.tolist() == [[True] * 2 + [False], [True, False, False], [True] * 3]
     assert found.winner.tolist() == [1, 0, 0]
     assert found.x_adv.flatten().tolist() == [0.0, 0.0, 0.8]
@@ -163,7 +171,7 @@ def test_the_confidence_is_kept():
     assert ensemble.most_right == 2  # at most 2 of 60: chance 0.053 of the 0.0625 allowed
     for chance, least, most in ((0.1, 0.05, 0.25), (0.005, 0.99, 1.0), (0.2, 0.0, 0.0)):
         model, x, y, noise = coins([chance] * 400, seed=7)
-        found = ensemble.propose(model, x, y, Linf(1.0), noise)
+        found = ensemble.search(Case(model, x, y, Linf(1.0), noise), Watch())
         left = float((~found.attacked[:, -1]).double().mean())
         assert least <= left <= most
 
@@ -173,7 +181,7 @@ def test_the_leaving_draws_are_not_those_that_chose():
     ensemble = Ensemble((Paint((0.35,) * 400), Nothing()), 10, below=0.4, confidence=0.95)
     assert ensemble.most_right == 0
     model, x, y, noise = coins([1.0] * 400)
-    found = ensemble.propose(model, x, y, Linf(1.0), noise)
+    found = ensemble.search(Case(model, x, y, Linf(1.0), noise), Watch())
     lucky = found.accuracy[:, 1] == 0
     assert lucky.sum() >= 3
     assert found.attacked[lucky].all()
@@ -185,9 +193,8 @@ def test_neighbours_and_chunks_do_not_matter(known):
     noise = noise.lock("forward") if known else noise
     ensemble = Ensemble(MEMBERS, judge_draws=12, below=0.5, confidence=0.8)
 
-    def attacked(rows, **more):
-        one = replace(ensemble, **more)
-        return one.propose(model, x[rows], y[rows], BALL, noise[rows])
+    def attacked(rows):
+        return ensemble.search(Case(model, x[rows], y[rows], BALL, noise[rows]), Watch())
 
     whole = attacked(list(range(7)))
     assert 0 < whole.attacked[1:].sum() < whole.attacked[1:].numel()
@@ -196,51 +203,51 @@ def test_neighbours_and_chunks_do_not_matter(known):
         torch.testing.assert_close(part.x_adv, whole.x_adv[rows], rtol=0, atol=1e-10)
         for name in ("winner", "accuracy", "attacked"):
             assert torch.equal(getattr(part, name), getattr(whole, name)[rows])
-    members = tuple(replace(m, chunk=3) for m in MEMBERS)
-    for more in ({"chunk": 1}, {"chunk": 5, "members": members}, {"chunk": 1000}):
-        again = attacked(list(range(7)), **more)
+    for chunk in (1, 5, 1000):
+        with chunked(Chunk(chunk)):
+            again = attacked(list(range(7)))
         torch.testing.assert_close(again.x_adv, whole.x_adv, rtol=0, atol=1e-10)
         assert torch.equal(again.attacked, whole.attacked)
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_the_watch_hears_of_all_images_equally_often(known):
+def test_the_watch_hears_of_all_images_equally_often(known, hear):
     model, x, y, noise = problem(5, scale=0.05)
     noise = noise.lock("forward") if known else noise
     members = (Chatty(steps=2), *MEMBERS, Ensemble((PGD(steps=2, eot=1),)), Nothing(steps=3))
     ensemble, heard = Ensemble(members, judge_draws=12, below=0.5, confidence=0.8), []
-
-    def watch(iteration, measured):
-        heard.append((iteration, measured))
-
-    found = ensemble.propose(model, x, y, BALL, noise, watch)
-    assert ensemble.iterations == 2 + 2 + 3 + 6 + 5 + (2 + 2) + 3
-    assert [i for i, _ in heard] == list(range(ensemble.iterations))
-    assert {m.grad.shape for _, m in heard} == {x.shape}
-    assert {m.loss.shape for _, m in heard} == {(5,)}
-    torch.testing.assert_close(heard[0][1].accuracy, found.accuracy[:, 0])
-    torch.testing.assert_close(heard[-1][1].accuracy, found.accuracy[:, -1])
+    case = Case(model, x, y, BALL, noise)
+    found = ensemble.search(case, hear(heard.append))
+    assert ensemble.trace_length(case) == 2 + 2 + 3 + 6 + 5 + (2 + 2) + 3
+    assert len(heard) == ensemble.trace_length(case)
+    assert {m.grad.shape for m in heard} == {x.shape}
+    assert {m.loss.shape for m in heard} == {(5,)}
+    torch.testing.assert_close(heard[0].accuracy, found.accuracy[:, 0])
+    torch.testing.assert_close(heard[-1].accuracy, found.accuracy[:, -1])
     draws = 1 if known else 12
-    final = ask(model, found.x_adv[:, None], y, noise.fold("ensemble"), draws).margin[:, 0]
-    torch.testing.assert_close(heard[-1][1].loss, final)
+    final = query_margins(model, found.x_adv[:, None], y, noise.fold("ensemble"), draws).margin[
+        :, 0
+    ]
+    torch.testing.assert_close(heard[-1].loss, final)
     alone = []
     PGD(steps=3, eot=2)(
         model, x[1:], y[1:], BALL, noise[1:].fold("ensemble member", 1),
-        lambda i, m: alone.append(m),
+        watch=hear(alone.append),
     )  # fmt: skip
-    for (_, one), two in zip(heard[3:6], alone, strict=True):
+    for one, two in zip(heard[3:6], alone, strict=True):
         torch.testing.assert_close(one.loss[1:], two.loss)
     assert not found.attacked[0].any()
-    assert {float(m.loss[0]) for _, m in heard} == {float(heard[0][1].loss[0])}
+    assert {float(m.loss[0]) for m in heard} == {float(heard[0].loss[0])}
 
 
-def test_calls_can_be_read_after_the_images_and_each_member():
+def test_calls_can_be_read_after_the_images_and_each_member(hear_members):
     model, x, y, noise = coins([1.0] * 3)
     members = (Nothing(), Square(steps=4, eot=3))
     ensemble = Ensemble(members, judge_draws=7)
     calls = []
-    ensemble.propose(model, x, y, Linf(0.01), noise, after=lambda: calls.append(model.rows))
-    assert calls == [21, 42, 42 + 3 * 2 * 3 * 5 + 21]
+    after = hear_members(lambda number, _: calls.append((number, model.rows)))
+    ensemble.search(Case(model, x, y, Linf(0.01), noise), after)
+    assert calls == [(0, 21), (1, 42), (2, 42 + 3 * 2 * 3 * 5 + 21)]
 
 
 def test_answers_that_are_not_finite_count_as_fooled():
@@ -249,7 +256,9 @@ def test_answers_that_are_not_finite_count_as_fooled():
             return torch.where(x[:, 0, 0] > 0.5, super().forward(x, noise), torch.nan)
 
     _, x, y, noise = coins([0.9, 0.0])
-    found = Ensemble((Paint((0.1, 0.1)), Nothing())).propose(Fragile(), x, y, Linf(1.0), noise)
+    found = Ensemble((Paint((0.1, 0.1)), Nothing())).search(
+        Case(Fragile(), x, y, Linf(1.0), noise), Watch()
+    )
     assert found.x_adv.flatten().tolist() == pytest.approx([0.1, 0.0])
     assert found.winner.tolist() == [0, -1]
     assert found.attacked.tolist() == [[True, False], [False, False]]  # wrong from the start

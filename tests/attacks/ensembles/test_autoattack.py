@@ -10,11 +10,13 @@ from depure.attacks import (
     APGD,
     FAB,
     PGD,
+    Case,
     DiffHammer,
     Ensemble,
     FixedAutoAttack,
     Square,
     Transfer,
+    Watch,
     autoattack,
     strongest,
 )
@@ -109,10 +111,10 @@ def test_few_classes(version, classes):
 def test_it_runs_in_every_ball_and_hurts(version, ball):
     model, x, y, noise = problem(6)
     attack = autoattack(version, ball, steps=5, queries=5, eot=2, classes=5)
-    found = attack.propose(model, x, y, ball, noise)
+    found = attack.search(Case(model, x, y, ball, noise), Watch())
     assert ball.contains(found.x_adv, x).all()
     assert found.accuracy[:, -1].mean() < found.accuracy[:, 0].mean() - 0.2
-    again = attack.propose(model, x[[4, 1]], y[[4, 1]], ball, noise[[4, 1]])
+    again = attack.search(Case(model, x, y, ball, noise).rows(torch.tensor([4, 1])), Watch())
     assert torch.equal(again.winner, found.winner[[4, 1]])
     torch.testing.assert_close(again.x_adv, found.x_adv[[4, 1]])
 
@@ -144,7 +146,7 @@ def test_fixed_is_what_it_says():
     members = (PGD(1, eot=1), PGD(2, eot=1), APGD(5, loss="dlr", eot=1), Square(3, eot=1))
     ball = Linf(0.13)
     attack = FixedAutoAttack(members, evals=6)
-    found = attack.propose(model, x, y, ball, noise)
+    found = attack.search(Case(model, x, y, ball, noise), Watch())
     for i in range(10):
         best, winner, least = naive_fixed(members, 6, model, x[[i]], y[[i]], ball, noise[[i]])
         torch.testing.assert_close(found.x_adv[[i]], best)
@@ -152,7 +154,7 @@ def test_fixed_is_what_it_says():
         assert float(found.accuracy[i, -1]) == pytest.approx(least)
     assert len(set(found.winner.tolist())) > 2
     assert not found.attacked.all()
-    locked = attack.propose(model, x, y, ball, noise.lock("forward"))
+    locked = attack.search(Case(model, x, y, ball, noise.lock("forward")), Watch())
     assert set(locked.accuracy.flatten().tolist()) <= {0.0, 1.0}
 
 
@@ -163,10 +165,10 @@ def test_fixed_is_biased_down_and_the_ensemble_is_not():
 
     nothing = (Square(steps=1, eot=1, p_init=1e-9),) * 5
     ball = Linf(1e-6)
-    fixed = FixedAutoAttack(nothing).propose(Coin(), x, y, ball, noise)
+    fixed = FixedAutoAttack(nothing).search(Case(Coin(), x, y, ball, noise), Watch())
     assert abs(fixed.accuracy[:, 0].mean() - 0.5) < 0.02
     assert fixed.accuracy[:, -1].mean() < 0.38
-    ours = Ensemble(nothing, judge_draws=20).propose(Coin(), x, y, ball, noise)
+    ours = Ensemble(nothing, judge_draws=20).search(Case(Coin(), x, y, ball, noise), Watch())
     assert abs(ours.accuracy[:, -1].mean() - 0.5) < 0.02
 
 
@@ -181,7 +183,7 @@ def test_the_budget_is_kept(calls, random, ball):
     bare = Bare().eval()
     battery = strongest(calls, ball, bare, classes=5, random=random)
     model.rows = 0
-    found = battery.propose(model, x, y, ball, noise)
+    found = battery.search(Case(model, x, y, ball, noise), Watch())
     assert found.attacked.all()
     spent = (model.rows + bare.rows) / 2
     assert 0.5 * calls < spent <= calls
@@ -233,24 +235,24 @@ def test_the_battery_grows_with_the_budget():
     assert strongest(4000).most_right == 0
 
 
-def test_accuracy_against_budget():
+def test_accuracy_against_budget(hear_members):
     model, x, y, noise = problem(8)
     calls = []
-    found = strongest(600, Linf(0.05), Bare().eval(), classes=5).propose(
-        model, x, y, Linf(0.05), noise, after=lambda: calls.append(model.rows)
-    )
+    battery = strongest(600, Linf(0.05), Bare().eval(), classes=5)
+    after = hear_members(lambda *_: calls.append(model.rows))
+    found = battery.search(Case(model, x, y, Linf(0.05), noise), after)
     assert len(calls) == found.accuracy.shape[1] == found.attacked.shape[1] + 1
     assert calls == sorted(calls)
     assert calls[-1] > calls[0]
     assert found.accuracy[:, -1].mean() < found.accuracy[:, 0].mean() - 0.2
 
 
-def test_transfer_attacks_the_classifier_alone():
+def test_transfer_attacks_the_classifier_alone(hear):
     model, x, y, noise = problem(4)
     model.rows, bare, heard = 0, Bare().eval(), []
     attack = APGD(steps=6, eot=3)
     found = Transfer(attack, bare)(
-        model, x, y, Linf(0.1), noise.lock("forward"), lambda i, m: heard.append(i)
+        model, x, y, Linf(0.1), noise.lock("forward"), watch=hear(heard.append)
     )
     assert model.rows == 0
     assert bare.rows == 4 * (7 + 2)  # one draw only
@@ -264,12 +266,13 @@ def test_transfer_attacks_the_classifier_alone():
     torch.testing.assert_close(found, attack(Plain(), x, y, Linf(0.1), noise))
 
     class Held(PGD):
-        def __call__(self, model, x, y, ball, noise, watch=None):
-            assert noise.held == model.stages == ()
-            return x
+        def propose(self, case, watch):
+            assert case.noise.held == case.model.stages == ()
+            return case.x
 
     Transfer(Held(), bare)(model, x, y, Linf(0.1), noise.lock("forward"))
-    assert len(heard) == Transfer(attack, bare).iterations == 6
+    case = Case(model, x, y, Linf(0.1), noise)
+    assert len(heard) == Transfer(attack, bare).trace_length(case) == 6
     assert "weight" not in repr(Transfer(attack, bare))
     with pytest.raises(ValueError, match=r"train mode.*classifier\.eval\(\)"):
         Transfer(attack, bare.train())(model, x, y, Linf(0.1), noise)
@@ -284,7 +287,7 @@ def test_transfer_attacks_the_classifier_alone():
         (lambda: autoattack(queries=0), "steps must be at least 1"),
         (lambda: FixedAutoAttack((PGD(),), evals=0), "evals must be at least 1"),
         (lambda: FixedAutoAttack(()), "1 to 127 attacks"),
-        (lambda: strongest(3), "3 calls per image buy no attack"),
+        (lambda: strongest(3), "3 calls per image are too few for any attack"),
         (lambda: strongest(1000, classes=0), "classes must be at least 2"),
     ],
 )

@@ -4,6 +4,7 @@ from torch import nn
 
 from depure.attacks import FAB
 from depure.noise import Noise
+from depure.rows import Chunk, chunked
 from depure.threat import L1, L2, Linf
 
 BALLS = [Linf, L2, L1]
@@ -88,17 +89,17 @@ def test_two_steps_by_hand(ball):
         torch.testing.assert_close(ball(1.0).size(found - x), sizes)
 
 
-def test_targets_are_tried_from_the_likeliest_and_the_best_is_kept():
+def test_targets_are_tried_from_the_likeliest_and_the_best_is_kept(hear):
     model, x, y, noise = problem((4, 1, 6, 6))
     model.w[3] *= 20.0  # the last class by logit is the nearest by far
     model.b = -model.w @ x[0].flatten() - 0.1 * torch.arange(4)
     x = x[:1].expand(4, -1, -1, -1).clone()
     seen = []
     attack = FAB(targets=3, steps=5, restarts=2, eot=1)
-    found = attack(model, x, y, L2(1.0), noise, lambda i, m: seen.append((i, m)))
-    assert [i for i, _ in seen] == list(range(attack.iterations)) == list(range(30))
+    found = attack(model, x, y, L2(1.0), noise, watch=hear(seen.append))
+    assert len(seen) == attack.iterations == 30
     for rank in range(3):
-        measured = seen[10 * rank][1]
+        measured = seen[10 * rank]
         torch.testing.assert_close(measured.loss, torch.full_like(measured.loss, -0.1 * (rank + 1)))
         gradient = (model.w[rank + 1] - model.w[0]).view_as(x[0])
         torch.testing.assert_close(measured.grad, gradient.expand_as(x))
@@ -164,9 +165,10 @@ def test_neighbours_and_chunks_do_not_matter(ball):
     x[:, 0, 0, 0] += 0.01 * torch.arange(5)
     whole = FAB(targets=2, steps=2, eot=3, restarts=2)(model, x, y, ball(1.0), noise)
     for rows, chunk in (([3], 1), ([3], 2), ([4, 1, 0], 4)):
-        attack = FAB(targets=2, steps=2, eot=3, restarts=2, chunk=chunk)
+        attack = FAB(targets=2, steps=2, eot=3, restarts=2)
         model.rows.clear()
-        part = attack(model, x[rows], y[rows], ball(1.0), noise[rows])
+        with chunked(Chunk(chunk)):
+            part = attack(model, x[rows], y[rows], ball(1.0), noise[rows])
         torch.testing.assert_close(part, whole[rows])
         assert max(model.rows) <= chunk
     other = FAB(targets=2, steps=2, eot=3, restarts=2)(
@@ -236,7 +238,7 @@ class Broken(Linear):
 
 @pytest.mark.parametrize("logits", [False, True])
 @pytest.mark.parametrize("ball", BALLS)
-def test_a_broken_gradient_leaves_that_image_in_place(ball, logits):
+def test_a_broken_gradient_leaves_that_image_in_place(ball, logits, hear):
     model, x, y, noise = problem((4, 1, 6, 6))
     whole = FAB(targets=2, steps=6)(model, x, y, ball(1.0), noise)
     broken = Broken(model.w, model.b)
@@ -245,7 +247,7 @@ def test_a_broken_gradient_leaves_that_image_in_place(ball, logits):
     y[2] = model(x, noise).argmax(1)[2]
     finite = []
     attack = FAB(targets=2, steps=6)
-    found = attack(broken, x, y, ball(1.0), noise, lambda i, m: finite.append(m.finite))
+    found = attack(broken, x, y, ball(1.0), noise, watch=hear(lambda m: finite.append(m.finite)))
     assert torch.equal(found[2], x[2])
     torch.testing.assert_close(found[[0, 1, 3]], whole[[0, 1, 3]])
     assert (torch.stack(finite) == torch.tensor([True, True, False, True])).all()
@@ -279,7 +281,6 @@ def test_too_few_classes():
         ({"restarts": 1.5}, "restarts must be at least 1"),
         ({"eot": 0}, "eot must be at least 1"),
         ({"search": -1}, "search must be at least 0"),
-        ({"chunk": 0}, "chunk must be at least 1"),
         ({"alpha_max": 1.1}, r"alpha_max must lie in \[0, 1\]"),
         ({"eta": 0.9}, "eta must be at least 1"),
         ({"beta": 1.0}, r"beta must lie inside \(0, 1\)"),

@@ -4,6 +4,7 @@ from torch import nn
 
 from depure.attacks import SPSA
 from depure.noise import Noise
+from depure.rows import Chunk, chunked
 from depure.threat import L2, Ball, Linf
 
 SHAPE = (2, 3, 3)
@@ -46,11 +47,11 @@ def start(n, seed=3):
     return x.repeat(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64)
 
 
-def estimates(model, x, y, **settings):
+def estimates(hear, model, x, y, **settings):
     seen = []
     noise = Noise.of(0, range(len(x)))
     attack = SPSA(steps=1, **settings)
-    attack(model, x, y, Linf(), noise, lambda i, m: seen.append(m.grad))
+    attack(model, x, y, Linf(), noise, watch=hear(lambda m: seen.append(m.grad)))
     return seen[0]
 
 
@@ -59,41 +60,41 @@ def estimates(model, x, y, **settings):
     [{"bend": 1.0}, {"bend": 1.0, "side": 3.0, "lift": 100.0}],
     ids=["fixed", "random"],
 )
-def test_the_gradient_estimate_is_unbiased(settings):
+def test_the_gradient_estimate_is_unbiased(settings, hear):
     """Quadratic, so exactly unbiased: the mean of many estimates misses by chance alone."""
     model = Curved(**settings)
     x, y = start(3000)
-    grad = estimates(model, x, y, samples=8)
+    grad = estimates(hear, model, x, y, samples=8)
     error = grad.std(0) / len(x) ** 0.5
     assert (error < 0.2).all()
     assert ((grad.mean(0) - model.slope(x[:1])[0]) / error).abs().max() < 4.5
 
 
-def test_at_the_edge_of_the_range_too():
+def test_at_the_edge_of_the_range_too(hear):
     """Queries are cut to [0, 1]; the cut distance divides, so a linear slope is found exactly."""
     model = Curved(lead=50.0)
     x, y = start(3000)
     x[:, 0] = 0.0
     x[:, 1, 0] = 1.0
     x[:, 1, 1, 0] = 0.004
-    grad = estimates(model, x, y, samples=8)
+    grad = estimates(hear, model, x, y, samples=8)
     error = grad.std(0) / len(x) ** 0.5
     assert ((grad.mean(0) - model.slope(x[:1])[0]) / error).abs().max() < 4.5
     assert all(a.min() >= 0.0 and a.max() <= 1.0 for a in model.asked)
 
 
-def test_a_pair_shares_its_draw_and_other_pairs_do_not():
+def test_a_pair_shares_its_draw_and_other_pairs_do_not(hear):
     """A lift of the noise cancels exactly in a pair; its tilt averages out over the pairs."""
     x, y = start(4)
-    plain = estimates(Curved(), x, y, samples=16)
-    torch.testing.assert_close(estimates(Curved(lift=1e3), x, y, samples=16), plain)
-    tilted = estimates(Curved(side=5.0), x, y, samples=2000)
-    clean = estimates(Curved(), x, y, samples=2000)
+    plain = estimates(hear, Curved(), x, y, samples=16)
+    torch.testing.assert_close(estimates(hear, Curved(lift=1e3), x, y, samples=16), plain)
+    tilted = estimates(hear, Curved(side=5.0), x, y, samples=2000)
+    clean = estimates(hear, Curved(), x, y, samples=2000)
     u = Curved().u
     tilt = (tilted - clean).flatten(1) @ u / (u @ u)
     assert tilt.abs().max() < 5 * 5.0 / 2000**0.5  # 5 normal spreads; a shared draw gives 5
-    several = estimates(Curved(side=5.0), x, y, samples=200, eot=10)
-    clean = estimates(Curved(), x, y, samples=200)
+    several = estimates(hear, Curved(side=5.0), x, y, samples=200, eot=10)
+    clean = estimates(hear, Curved(), x, y, samples=200)
     tilt = (several - clean).flatten(1) @ u / (u @ u)
     assert tilt.abs().max() < 5 * 5.0 / 2000**0.5
 
@@ -129,7 +130,7 @@ def test_rule_and_rate_by_default():
     assert torch.equal(SPSA(steps=3, samples=4, rule="adam")(Curved(), x, y, L2(0.1), noise), given)
 
 
-def test_first_steps_by_hand():
+def test_first_steps_by_hand(hear):
     """Adam's first step is lr by the signs; the second by the moments of both estimates."""
     model = Curved(bend=0.5)
     x, y = start(3)
@@ -137,7 +138,7 @@ def test_first_steps_by_hand():
     grads = []
     for steps in (1, 2):
         attack = SPSA(steps=steps, samples=4, lr=0.01)
-        x_adv = attack(model, x, y, Linf(0.3), noise, lambda i, m: grads.append(m.grad))
+        x_adv = attack(model, x, y, Linf(0.3), noise, watch=hear(lambda m: grads.append(m.grad)))
         if steps == 1:
             torch.testing.assert_close(x_adv, x + 0.01 * grads[0].sign(), rtol=0, atol=1e-8)
             first = x_adv
@@ -164,15 +165,16 @@ SPLITS = {
 def test_nothing_depends_on_the_batch_or_the_chunk(split, side):
     """Some of these images are wrong from the start, others on the way, others never."""
 
-    def attacked(indices, chunk=None):
+    def attacked(indices, chunk=128):
         x = torch.cat([start(1, seed=i)[0] for i in indices])
         y = torch.tensor([i % 2 for i in indices])
-        attack = SPSA(steps=6, samples=70, eot=2, chunk=chunk)
-        return attack(Curved(1.0, side), x, y, Linf(0.06), Noise.of(8, indices))
+        attack = SPSA(steps=6, samples=70, eot=2)
+        with chunked(Chunk(chunk)):
+            return attack(Curved(1.0, side), x, y, Linf(0.06), Noise.of(8, indices))
 
     whole = dict(zip(INDICES, attacked(INDICES), strict=True))
     for part in SPLITS[split]:
-        for chunk in (None, 9):
+        for chunk in (128, 9):
             for index, x_adv in zip(part, attacked(part, chunk), strict=True):
                 if index in whole:
                     torch.testing.assert_close(x_adv, whole[index], rtol=1e-9, atol=1e-9)
@@ -196,7 +198,7 @@ def test_queries_spent_rest_and_locks():
     torch.testing.assert_close(x_adv[[0, 2]], spent(Curved(), noise)[1][[0, 2]])
 
 
-def test_known_noise_is_used():
+def test_known_noise_is_used(hear):
     """Locked, a tilt is a slope like any other: the estimate is that draw's, not the mean's."""
     model = Curved(side=5.0)
     x, y = start(4)
@@ -204,13 +206,13 @@ def test_known_noise_is_used():
     z = locked.normal("a", 0, x[:, 0, 0, :1])
     seen = []
     SPSA(steps=1, samples=4000)(
-        model, x, y, Linf(), locked.fold("b"), lambda i, m: seen.append(m.grad)
+        model, x, y, Linf(), locked.fold("b"), watch=hear(lambda m: seen.append(m.grad))
     )
     exact = model.w + 5.0 * z * model.u
     assert torch.cosine_similarity(seen[0].flatten(1), exact).min() > 0.99
 
 
-def test_a_lucky_draw_is_no_success():
+def test_a_lucky_draw_is_no_success(hear):
     """One draw in seven is wrong from the start; the attack goes on to where nearly all are."""
     model = Curved(lift=1.0)
     x, y = start(20)
@@ -220,14 +222,14 @@ def test_a_lucky_draw_is_no_success():
     seen = []
     ball = Linf(0.1)
     x_adv = SPSA(steps=60, samples=32)(
-        model, x, y, ball, noise, lambda i, m: seen.append(m.accuracy)
+        model, x, y, ball, noise, watch=hear(lambda m: seen.append(m.accuracy))
     )
     assert 0.5 < seen[0].mean() < 1.0
     best = model.mean(x) + ball.eps * model.w.abs().sum()
     assert (model.mean(x_adv) > 0.9 * best).all()
 
 
-def test_non_finite_estimates_stay_with_their_image():
+def test_non_finite_estimates_stay_with_their_image(hear):
     class Broken(Curved):
         def forward(self, x, noise):
             bad = (x[:, 0, 0, 0] > 0.9) & (x[:, 0, 0, 1] > x[:, 0, 0, 2] + 0.4)
@@ -238,7 +240,7 @@ def test_non_finite_estimates_stay_with_their_image():
     seen = []
     noise = Noise.of(0, range(2))
     x_adv = SPSA(steps=2, samples=8, delta=0.02)(
-        Broken(lift=0.1), x, y, Linf(0.01), noise, lambda i, m: seen.append(m)
+        Broken(lift=0.1), x, y, Linf(0.01), noise, watch=hear(seen.append)
     )
     assert [m.finite.tolist() for m in seen] == [[True, False]] * 2
     assert not seen[0].grad[1].any()
@@ -249,22 +251,22 @@ def test_non_finite_estimates_stay_with_their_image():
     torch.testing.assert_close(x_adv[:1], alone)
 
 
-def test_watch():
+def test_watch(hear):
     x, y = start(2)
     seen = []
     SPSA(steps=9, samples=16)(
-        Curved(), x, y, Linf(0.02), Noise.of(0, range(2)), lambda i, m: seen.append((i, m))
+        Curved(), x, y, Linf(0.02), Noise.of(0, range(2)), watch=hear(seen.append)
     )
-    assert [i for i, _ in seen] == list(range(9))
-    torch.testing.assert_close(seen[0][1].loss, Curved().mean(x))
-    assert seen[-1][1].loss.gt(seen[0][1].loss).all()
-    assert seen[-1][1].accuracy.tolist() == [1.0, 1.0]
+    assert len(seen) == 9
+    torch.testing.assert_close(seen[0].loss, Curved().mean(x))
+    assert seen[-1].loss.gt(seen[0].loss).all()
+    assert seen[-1].accuracy.tolist() == [1.0, 1.0]
 
 
 class Ring(Ball):
     eps = 0.1
     default_step = 0.1
-    size = ascend = start = _into = None
+    contains = project = size = None
 
 
 def test_what_cannot_be_attacked():

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from depure.attacks import PGD
-from depure.networks.features.distance import FeatureDistance
-from depure.threat import Perceptual
+from depure.attacks import PGD, Case
 from depure.attacks.unseen.perceptual import LPA, PPGD, steepest
 from depure.evaluation.record import settings_of
+from depure.networks.features.distance import FeatureDistance
 from depure.noise import Noise
-from depure.threat import Linf
+from depure.rows import Chunk, chunked
+from depure.threat import Linf, Perceptual
 
 DOUBLE = torch.float64
 
@@ -80,8 +80,9 @@ def test_the_distance_is_what_it_says():
     torch.testing.assert_close(distance(x, y), distance(y, x))
     assert torch.equal(distance(x, x), torch.zeros(3, dtype=DOUBLE))
     weights = {"1": torch.arange(6.0, dtype=DOUBLE), "3": torch.ones(4, dtype=DOUBLE) / 2}
-    other = FeatureDistance(net, ("1", "3"), weights, chunk=2)
-    torch.testing.assert_close(other(x, y), naive(net, ["1", "3"], x, y, weights))
+    other = FeatureDistance(net, ("1", "3"), weights)
+    with chunked(Chunk(2)):
+        torch.testing.assert_close(other(x, y), naive(net, ["1", "3"], x, y, weights))
     assert not any(part._forward_hooks for part in net.modules())
 
 
@@ -115,15 +116,15 @@ def test_projection():
     x = pictures(20)
     ball = Perceptual(FeatureDistance(network()), 0.08)
     far = (x + 0.8 * (pictures(20, seed=1) - 0.5)).clamp(0, 1)
-    assert (ball.apart(far, x) > 0.08).sum() > 10
+    assert (ball.distance_of(far, x) > 0.08).sum() > 10
     near = ball.project(far, x)
-    assert (ball.apart(near, x) <= 0.08).all()
-    inside = ball.apart(far, x) <= 0.08
+    assert (ball.distance_of(near, x) <= 0.08).all()
+    inside = ball.distance_of(far, x) <= 0.08
     assert torch.equal(near[inside], far[inside])
-    assert (ball.apart(near, x)[~inside] > 0.05).all()  # and not back at the image
-    line = ball._on_the_line(far, x, ball.between.features(x))
-    assert (ball.apart(line, x) <= 0.08).all()
-    assert (ball.apart(line, x)[~inside] > 0.0799).all()
+    assert (ball.distance_of(near, x)[~inside] > 0.05).all()  # and not back at the image
+    line = ball._on_the_line(far, x, ball.metric.features(x))
+    assert (ball.distance_of(line, x) <= 0.08).all()
+    assert (ball.distance_of(line, x)[~inside] > 0.0799).all()
     assert not ball.contains(far, x)[~inside].any()
     assert ball.contains(near, x).all()
     assert ball.contains(near - 2.0, x).logical_not().all()
@@ -131,18 +132,18 @@ def test_projection():
 
 @pytest.mark.parametrize("attack", [PPGD(6, eot=2), LPA(4, 3, eot=2)], ids=["PPGD", "LPA"])
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
-def test_the_bound_holds_and_is_used(attack, dtype):
+def test_the_bound_holds_and_is_used(attack, dtype, hear):
     x = pictures(8).to(dtype)
     x[:, :, 0] = 0.0
     distance = FeatureDistance(network().to(dtype))
     y, noise = torch.zeros(8, dtype=torch.int64), Noise.of(0, range(8))
     for eps in (0.02, 0.08):
         ball, heard = Perceptual(distance, eps), []
-        x_adv = attack(Shaky(), x, y, ball, noise, lambda i, m, heard=heard: heard.append(i))
-        assert (ball.apart(x_adv, x) <= eps).all()
+        x_adv = attack(Shaky(), x, y, ball, noise, watch=hear(heard.append))
+        assert (ball.distance_of(x_adv, x) <= eps).all()
         assert ball.contains(x_adv, x).all()
-        assert ball.apart(x_adv, x).mean() > 0.3 * eps
-        assert heard == list(range(attack.iterations))
+        assert ball.distance_of(x_adv, x).mean() > 0.3 * eps
+        assert len(heard) == attack.trace_length(Case(Shaky(), x, y, ball, noise))
 
 
 @pytest.mark.parametrize("attack", [PPGD(10, eot=3), LPA(5, 3, eot=3)], ids=["PPGD", "LPA"])
@@ -163,11 +164,13 @@ def test_it_lowers_accuracy_and_more_with_a_larger_bound(attack):
 def test_other_images_and_chunks_change_nothing(kind):
     x, y = pictures(5), torch.tensor([0, 1, 2, 0, 1])
     model, noise = Shaky(), Noise.of(0, [3, 1, 4, 15, 9])
-    whole = kind(4, eot=3)(model, x, y, Perceptual(FeatureDistance(network()), 0.2), noise)
-    small = Perceptual(FeatureDistance(network(), chunk=2), 0.2)
-    torch.testing.assert_close(kind(4, eot=3, chunk=4)(model, x, y, small, noise), whole)
+    ball = Perceptual(FeatureDistance(network()), 0.2)
+    whole = kind(4, eot=3)(model, x, y, ball, noise)
+    with chunked(Chunk(2)):
+        again = kind(4, eot=3)(model, x, y, ball, noise)
+    torch.testing.assert_close(again, whole)
     for rows in (slice(0, 2), slice(2, 5)):
-        part = kind(4, eot=3)(model, x[rows], y[rows], small, noise[rows])
+        part = kind(4, eot=3)(model, x[rows], y[rows], ball, noise[rows])
         torch.testing.assert_close(part, whole[rows])
 
 
@@ -199,7 +202,7 @@ def test_errors():
     for attack in (PPGD(), LPA()):
         with pytest.raises(ValueError, match="Perceptual only; got Linf"):
             attack(Shaky(), x, y, Linf(0.1), noise)
-    with pytest.raises(ValueError, match="attack it with PPGD"):
+    with pytest.raises(ValueError, match="an attack such as PPGD, LPA or LowFrequency"):
         PGD()(Shaky(), x, y, ball, noise)
     with pytest.raises(ValueError, match="no layer '7'"):
         FeatureDistance(network(), ("0", "7"))
@@ -226,9 +229,9 @@ def test_slope_is_the_gradient_of_the_distance_chunk_by_chunk():
     leaf = x.clone().requires_grad_()
     apart = distance(leaf, other)
     (grad,) = torch.autograd.grad(apart.sum(), leaf)
-    for chunk in (None, 2, 5):
-        parts = FeatureDistance(network(), chunk=chunk)
-        found = parts.slope(x, parts.features(other))
+    for chunk in (128, 2, 5):
+        with chunked(Chunk(chunk)):
+            found = distance.slope(x, distance.features(other))
         torch.testing.assert_close(found[0], apart.detach())
         torch.testing.assert_close(found[1], grad)
     assert not found[1].requires_grad

@@ -3,11 +3,13 @@ import torch
 from torch import nn
 
 from depure.attacks import PGD
+from depure.attacks.ascent import Adam
 from depure.attacks.asking.gradients import Expected, expected_grad
 from depure.attacks.asking.losses import margin
-from depure.attacks.unseen.search import Adam, Search, pull_back, variation
+from depure.attacks.unseen.search import Change, pull_back, variation
 from depure.attacks.unseen.stadv import StAdv, bend
 from depure.noise import Noise
+from depure.rows import Chunk, chunked
 from depure.threat import Flow, Linf
 
 DOUBLE = torch.float64
@@ -113,7 +115,7 @@ def test_adam_is_torchs():
     theirs, ours = torch.optim.Adam([b], lr=0.1, maximize=True), Adam.like(a)
     for _ in range(5):
         b.grad = torch.randn(2, 3, generator=g, dtype=DOUBLE)
-        ours = ours.heard(b.grad, torch.tensor([True, True]))
+        ours = ours.updated(b.grad, torch.tensor([True, True]))
         a = a + 0.1 * ours.step()
         theirs.step()
     torch.testing.assert_close(a, b.detach())
@@ -169,8 +171,9 @@ def test_other_images_and_chunks_change_nothing():
     model, y, noise = Shaky(36), torch.tensor([0, 1, 2, 0, 1]), Noise.of(0, [3, 1, 4, 15, 9])
     whole = StAdv(steps=6, eot=3, random_start=True)(model, x, y, Flow(0.2), noise)
     for chunk in (1, 4):
-        again = StAdv(steps=6, eot=3, random_start=True, chunk=chunk)
-        torch.testing.assert_close(again(model, x, y, Flow(0.2), noise), whole)
+        with chunked(Chunk(chunk)):
+            again = StAdv(steps=6, eot=3, random_start=True)(model, x, y, Flow(0.2), noise)
+        torch.testing.assert_close(again, whole)
     for rows in (slice(0, 2), slice(2, 5)):
         part = StAdv(steps=6, eot=3, random_start=True)(
             model, x[rows], y[rows], Flow(0.2), noise[rows]
@@ -178,7 +181,7 @@ def test_other_images_and_chunks_change_nothing():
         torch.testing.assert_close(part, whole[rows])
 
 
-def test_a_non_finite_gradient_leaves_that_image_in_place():
+def test_a_non_finite_gradient_leaves_that_image_in_place(hear):
     x = pictures(3, (1, 6, 6))
     x[:, 0, 0, 0] = torch.tensor([0.2, 0.9, 0.2])
     x[:, 0, :2, :2] = x[:, :1, 0, 0, None]
@@ -189,30 +192,33 @@ def test_a_non_finite_gradient_leaves_that_image_in_place():
     )
     finite = []
     x_adv = StAdv(steps=5, eot=2)(
-        model, x, y, Flow(0.2), noise, lambda i, m: finite.append(m.finite)
+        model, x, y, Flow(0.2), noise, watch=hear(lambda m: finite.append(m.finite))
     )
     assert torch.equal(x_adv[1], x[1])
     assert (x_adv != x).flatten(1).any(1).tolist() == [True, False, True]
     assert torch.stack(finite).all(0).tolist() == [True, False, True]
-    assert len(finite) == StAdv(steps=5).iterations
+    assert len(finite) == 5
 
 
 def test_parameters_without_a_finite_gradient_rest_whatever_the_penalty():
-    def measure(i, images):  # each iterate better than the last, one image without a gradient
-        loss = torch.full((2,), float(i), dtype=DOUBLE)
-        finite = torch.tensor([True, False])
-        return Expected(0 * images, loss, 0 * loss, finite, 0 * loss, ~finite)
+    class Straight(StAdv):
+        """Moves pixels themselves, down a penalty alone."""
 
-    search = Search(
-        lambda p: p,
-        lambda p: p,
-        lambda p: p.flatten(1).sum(1),
-        measure,
-        lambda best, last: best,
-        0.1,
-    )
+        def measured(self, case, points, name, *numbers):
+            # Each iterate better than the last, one image without a gradient.
+            loss = torch.full((2,), float(numbers[0]), dtype=DOUBLE)
+            finite = torch.tensor([True, False])
+            return Expected(0 * points, loss, 0 * loss, finite, 0 * loss, ~finite)
+
+        def change(self, case):
+            return Change("any", lambda p: p, lambda p: p, case.x, 0.1)
+
+        def _penalty(self, params):
+            return params.flatten(1).sum(1)
+
     x = torch.full((2, 1, 2, 2), 0.9, dtype=DOUBLE)
-    found = search.run(x, 3, None)
+    y, noise = torch.zeros(2, dtype=torch.int64), Noise.of(0, range(2))
+    found = Straight(steps=3)(Shaky(4, level=0.0), x, y, Flow(), noise)
     torch.testing.assert_close(found[0], x[0] - 0.3)
     assert torch.equal(found[1], x[1])
 
@@ -238,7 +244,7 @@ def test_errors():
     model = Shaky(16)
     with pytest.raises(ValueError, match="Flow only; got Linf"):
         StAdv()(model, x, y, Linf(0.1), noise)
-    with pytest.raises(ValueError, match="attack it with StAdv"):
+    with pytest.raises(ValueError, match="an attack such as StAdv"):
         PGD()(model, x, y, Flow(), noise)
     for settings, words in (
         ({"steps": 0}, "steps"),
@@ -246,7 +252,6 @@ def test_errors():
         ({"smooth": -1.0}, "smooth must be at least 0"),
         ({"loss": "mse"}, "loss must be one of"),
         ({"average": "losses"}, "average must be one of"),
-        ({"chunk": 0}, "chunk"),
     ):
         with pytest.raises(ValueError, match=words):
             StAdv(**settings)

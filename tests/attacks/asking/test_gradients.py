@@ -6,6 +6,7 @@ from torch import nn
 
 from depure.attacks import LOSSES, expected_grad
 from depure.noise import Noise
+from depure.rows import Chunk, chunked
 
 
 class Noisy(nn.Module):
@@ -51,7 +52,8 @@ def naive(loss, average, draws, noise=NOISE):
 @pytest.mark.parametrize("average", ["gradients", "logits"])
 @pytest.mark.parametrize("chunk", [1, 3, 7, 1000])
 def test_equals_the_naive_loop_whatever_the_chunk(name, average, chunk):
-    found = expected_grad(MODEL, X, Y, LOSSES[name], NOISE, 4, average=average, chunk=chunk)
+    with chunked(Chunk(chunk)):
+        found = expected_grad(MODEL, X, Y, LOSSES[name], NOISE, 4, average=average)
     grad, loss, accuracy = naive(LOSSES[name], average, 4)
     torch.testing.assert_close(found.grad, grad, rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(found.loss, loss, rtol=1e-11, atol=1e-12)

@@ -8,6 +8,7 @@ from depure.attacks import (
     APGD,
     LOSSES,
     PGD,
+    Case,
     DiffAttack,
     DiffHammer,
     FullIntermediate,
@@ -15,8 +16,8 @@ from depure.attacks import (
     Traced,
     expected_grad,
 )
-from depure.attacks.purifier.intermediate import deviation
 from depure.attacks.asking.model import WithTerm
+from depure.attacks.purifier.intermediate import deviation
 from depure.diffusion import (
     DDIM,
     DDPM,
@@ -32,6 +33,7 @@ from depure.diffusion import (
 from depure.diffusion.schedule import VPDiscrete
 from depure.noise import Noise
 from depure.purify import BPDA, Defended, DiffPure, Identity
+from depure.rows import Chunk, chunked
 from depure.threat import L2, Linf
 from depure.types import Waypoint
 
@@ -82,12 +84,17 @@ def draws_of(model, x, draws=2):
             yield i, model.trace(x[i : i + 1], rows[k : k + 1])
 
 
-def first_gradient(attack, model, x=None):
+@pytest.fixture
+def first_gradient(hear):
     """What the first iteration of an attack by PGD sees."""
-    seen = []
-    x = pictures() if x is None else x
-    attack(model, x, Y, Linf(0.1), NOISE, lambda i, m: seen.append(m))
-    return seen[0]
+
+    def seen_by(attack, model, x=None):
+        seen = []
+        x = pictures() if x is None else x
+        attack(model, x, Y, Linf(0.1), NOISE, watch=hear(seen.append))
+        return seen[0]
+
+    return seen_by
 
 
 # --- what a defence shows ----------------------------------------------------------------------
@@ -135,7 +142,9 @@ def test_clamp_is_part_of_the_last_state(defence):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("detach", [False, True])
-def test_gradient_equals_plain_autograd_and_finite_differences(defence, sampler, detach):
+def test_gradient_equals_plain_autograd_and_finite_differences(
+    defence, sampler, detach, first_gradient
+):
     x, h = pictures(), 1e-6
     attack = DiffAttack(PGD(steps=1, eot=2), weight=3.0, balanced=False, detach=detach)
     grads = []
@@ -168,7 +177,7 @@ def test_gradient_equals_plain_autograd_and_finite_differences(defence, sampler,
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_balanced_by_hand(defence, loss):
+def test_balanced_by_hand(defence, loss, first_gradient):
     """The term steers by the size of the loss's slope, draw by draw, and counts for nothing."""
     x, attack = pictures(), DiffAttack(PGD(1, eot=2, loss=loss), 3.0)
     seen = first_gradient(attack, defence(backprop=Checkpoint(0)))
@@ -185,7 +194,7 @@ def test_balanced_by_hand(defence, loss):
 
 
 @pytest.mark.parametrize("balanced", [True, False])
-def test_only_a_balanced_term_vanishes_with_the_loss(defence, balanced):
+def test_only_a_balanced_term_vanishes_with_the_loss(defence, balanced, first_gradient):
     model, x = defence(), pictures()
     sure = Defended(model.purifier, Sure(model.classifier)).eval()
     ratio = []
@@ -207,7 +216,7 @@ class Sure(nn.Module):
         return self.net(x) + 12.0 * nn.functional.one_hot(Y, 4)
 
 
-def test_the_forward_side_matters(defence):
+def test_the_forward_side_matters(defence, first_gradient):
     model = defence()
     both, one = (
         first_gradient(DiffAttack(PGD(1, eot=1), weight=100.0, balanced=False, detach=d), model)
@@ -229,7 +238,7 @@ def test_deviation_by_hand():
     assert not deviation(points, detach=True).requires_grad
 
 
-def test_every_counts_from_the_end(defence):
+def test_every_counts_from_the_end(defence, first_gradient):
     model, x = defence(steps=5), pictures()
     plain = first_gradient(PGD(1, eot=1), model).loss
     points = model.trace(x, NOISE.fold("pgd", 0)).waypoints
@@ -244,7 +253,7 @@ def test_every_counts_from_the_end(defence):
 
 @pytest.mark.parametrize("balanced", [True, False])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_full_intermediate_by_hand(defence, loss, balanced):
+def test_full_intermediate_by_hand(defence, loss, balanced, first_gradient):
     """Weighted losses of the states; the gradient is that of plain autograd."""
     x, attack = pictures(), FullIntermediate(PGD(1, eot=2, loss=loss), 0.7, balanced, 2.0, 0.5)
     seen = first_gradient(attack, defence(rounds=2, backprop=Checkpoint(0)))
@@ -309,18 +318,19 @@ def test_nothing_but_states_is_held(defence):
     ],
     ids=["PGD", "logits", "random", "targeted", "APGD"],
 )  # fmt: skip
-def test_weight_0_is_the_inner_attack_bit_for_bit(defence, kind, inner):
+def test_weight_0_is_the_inner_attack_bit_for_bit(defence, kind, inner, hear):
     model, x = defence(), pictures()
     plain, with_term = [], []
-    a = inner(model, x, Y, Linf(0.1), NOISE, lambda i, m: plain.append(m))
-    b = kind(inner, weight=0.0)(model, x, Y, Linf(0.1), NOISE, lambda i, m: with_term.append(m))
+    a = inner(model, x, Y, Linf(0.1), NOISE, watch=hear(plain.append))
+    b = kind(inner, weight=0.0)(model, x, Y, Linf(0.1), NOISE, watch=hear(with_term.append))
     assert torch.equal(a, b)
     assert not torch.equal(a, x)
     for one, other in zip(plain, with_term, strict=True):
         assert all(torch.equal(u, v) for u, v in zip(one, other, strict=True))
     c = kind(inner, weight=100.0)(model, x, Y, Linf(0.1), NOISE)
     assert not torch.equal(a, c)
-    assert kind(inner).iterations == len(plain)
+    case = Case(model, x, Y, Linf(0.1), NOISE)
+    assert kind(inner).trace_length(case) == len(plain)
 
 
 @pytest.mark.parametrize(
@@ -340,8 +350,8 @@ def test_ball_batch_chunk_and_repetition(defence, attack, ball):
     for rows in (slice(0, 1), slice(1, 3)):
         part = attack(model, x[rows], Y[rows], ball, NOISE[rows])
         torch.testing.assert_close(part, x_adv[rows])
-    inner = type(attack.attack)(2, eot=attack.attack.eot, chunk=2)
-    small = type(attack)(inner, attack.weight)(model, x, Y, ball, NOISE)
+    with chunked(Chunk(2)):
+        small = attack(model, x, Y, ball, NOISE)
     torch.testing.assert_close(small, x_adv)
 
 
@@ -384,7 +394,8 @@ def test_a_term_is_averaged_over_draws_and_stays_in_its_chunk():
         (grad,) = torch.autograd.grad(sum(values), leaf)
         for chunk in (1, 3, 100):
             both = WithTerm(toy, term)
-            found = expected_grad(both, x, Y, ce, NOISE, 4, average=average, chunk=chunk)
+            with chunked(Chunk(chunk)):
+                found = expected_grad(both, x, Y, ce, NOISE, 4, average=average)
             torch.testing.assert_close(found.grad, grad)
             torch.testing.assert_close(found.loss, torch.stack(values).detach())
             assert both.used

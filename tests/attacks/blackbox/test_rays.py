@@ -4,6 +4,7 @@ from torch import nn
 
 from depure.attacks import RayS
 from depure.noise import Noise
+from depure.rows import Chunk, chunked
 from depure.threat import L2, Ball, Linf
 
 INDICES = [3, 1, 4, 15, 9]
@@ -50,20 +51,20 @@ def grey(n, shape=(1, 3, 5)):
     return torch.full((n, *shape), 0.5, dtype=torch.float64), torch.zeros(n, dtype=torch.int64)
 
 
-def radii(attack, model, x, y, ball=None, noise=None):
+def radii(hear, attack, model, x, y, noise=None):
     """Smallest radius after every decision, (steps, B)."""
     seen = []
     noise = Noise.of(0, range(len(x))) if noise is None else noise
-    attack(model, x, y, ball or Linf(1e-3), noise, lambda i, m: seen.append(-m.loss))
+    attack(model, x, y, Linf(1e-3), noise, watch=hear(lambda m: seen.append(-m.loss)))
     return torch.stack(seen)
 
 
 @pytest.mark.parametrize(("shape", "close"), [((1, 3, 5), 1.01), ((2, 4, 4), 1.03)], ids=str)
-def test_smallest_radius_of_a_linear_classifier(shape, close):
+def test_smallest_radius_of_a_linear_classifier(shape, close, hear):
     x, y = grey(1, shape)
     at, attack = 0.05, RayS(steps=1500, eot=1)
     model = Plane(at, shape=shape)
-    found = radii(attack, model, x, y)
+    found = radii(hear, attack, model, x, y)
     assert (found[1:] <= found[:-1]).all()
     assert at <= found[-1] <= close * at
     for factor, broken in ((1.05, True), (0.95, False)):
@@ -85,11 +86,11 @@ def test_blocks_are_halved_down_to_pixels():
     assert all(((a == 0.0) | (a == 1.0)).all() for a in model.asked[:50])
 
 
-def test_bisection_by_hand():
+def test_bisection_by_hand(hear):
     """A wrong probe at radius 1 opens a bisection; the next block is tried at the radius found."""
     x, y = grey(1)
     model = Fixed([1.0, 1.0, 0.0, 1.0, 1.0])
-    found = radii(RayS(steps=6, eot=1, tolerance=0.125), model, x, y)
+    found = radii(hear, RayS(steps=6, eot=1, tolerance=0.125), model, x, y)
     asked = [float((a - x).abs().max()) for a in model.asked[:6]]
     assert asked == [0.5, 0.5, 0.25, 0.375, 0.375, 0.1875]  # radius 1 is cut to the range
     assert (model.asked[1] - x < 0).all()
@@ -118,14 +119,14 @@ SPLITS = {
 def test_nothing_depends_on_the_batch_or_the_chunk(split, noisy):
     """Some of these images are wrong from the start, some rest on the way, others never."""
 
-    def attacked(indices, chunk=None):
+    def attacked(indices, chunk=128):
         x, y, noise = pictures(indices)
-        attack = RayS(steps=80, eot=3, chunk=chunk)
-        return attack(Plane(0.1, noisy), x, y, Linf(0.15), noise)
+        with chunked(Chunk(chunk)):
+            return RayS(steps=80, eot=3)(Plane(0.1, noisy), x, y, Linf(0.15), noise)
 
     whole = dict(zip(INDICES, attacked(INDICES), strict=True))
     for part in SPLITS[split]:
-        for chunk in (None, 4):
+        for chunk in (128, 4):
             for index, x_adv in zip(part, attacked(part, chunk), strict=True):
                 if index in whole:
                     torch.testing.assert_close(x_adv, whole[index], rtol=1e-12, atol=1e-12)
@@ -149,12 +150,12 @@ def test_queries_spent_and_locks():
     assert 2 * 100 + 3 * 2 + 8 <= spent <= 2 * 100 + 3 * 2 + 20
 
 
-def test_known_noise_is_used():
+def test_known_noise_is_used(hear):
     x, y = grey(6)
     model = Plane(0.1, noisy=0.02)
     locked = Noise.of(0, range(6)).lock("a")
     own = 0.1 + 0.02 * locked.normal("a", 0, x[:, 0, 0, :1])[:, 0]
-    found = radii(RayS(steps=800), model, x, y, noise=locked.fold("b"))[-1]
+    found = radii(hear, RayS(steps=800), model, x, y, noise=locked.fold("b"))[-1]
     torch.testing.assert_close(found, own, rtol=0.03, atol=0)
 
 
@@ -171,25 +172,25 @@ def test_a_decision_needs_more_than_half_of_the_draws():
         assert next_radius == 0.5
 
 
-def test_a_new_radius_is_confirmed_on_fresh_draws():
+def test_a_new_radius_is_confirmed_on_fresh_draws(hear):
     """Found wrong at 0.5 but not confirmed there, the bisection goes on from 0.5 to 1."""
     x, y = grey(1)
     model = Fixed([1.0, 1.0, 0.0, 0.0, 1.0, 1.0], stages=("a",))
     x[:] = 0.0  # room above only: flip nothing by starting at the range's other end
-    found = radii(RayS(steps=7, eot=2, tolerance=0.3), model, 1.0 - x, y)
+    found = radii(hear, RayS(steps=7, eot=2, tolerance=0.3), model, 1.0 - x, y)
     asked = [float((a - 1.0).abs().max()) for a in model.asked[:7]]
     #      probe  half  below  confirm  again  confirm  next block
     assert asked == [1.0, 0.5, 0.25, 0.5, 0.75, 0.75, 0.75]
     assert found[:, 0].tolist() == [1.0] * 5 + [0.75] * 2
 
 
-def test_a_lucky_draw_is_no_success():
+def test_a_lucky_draw_is_no_success(hear):
     """One draw in six goes wrong at the image itself. Judged by single draws, the search ends at
     a radius where most draws are right; by majorities it ends near the true one."""
     x, y = grey(8)
     model = Plane(0.1, noisy=0.1)
-    lucky = radii(RayS(steps=600, eot=1), model, x, y)[-1]
-    found = radii(RayS(steps=600, eot=25), model, x, y)[-1]
+    lucky = radii(hear, RayS(steps=600, eot=1), model, x, y)[-1]
+    found = radii(hear, RayS(steps=600, eot=25), model, x, y)[-1]
     assert lucky.mean() < 0.05
     assert 0.075 < found.mean() < 0.12
     ball = Linf(0.15)
@@ -197,7 +198,7 @@ def test_a_lucky_draw_is_no_success():
     assert model.reach(x_adv).mean() > 0.12  # of the two ends of a ray, not the one at 50 %
 
 
-def test_of_two_ends_the_less_accurate_is_proposed():
+def test_of_two_ends_the_less_accurate_is_proposed(hear):
     """On a tie the ball's edge; at an edge that is right again, the radius found."""
 
     class Shell(Fixed):
@@ -210,31 +211,31 @@ def test_of_two_ends_the_less_accurate_is_proposed():
     for eps, low, high in ((0.45, 0.45, 0.45), (0.3, 0.1, 0.11)):
         seen = []
         x_adv = RayS(steps=100, eot=1)(
-            Shell(), x, y, Linf(eps), Noise.of(0, [0]), lambda i, m, seen=seen: seen.append(m)
+            Shell(), x, y, Linf(eps), Noise.of(0, [0]), watch=hear(seen.append)
         )
         assert low - 1e-9 <= (x_adv - x).abs().max() <= high + 1e-9
         assert seen[-1].accuracy.item() == 0.0
 
 
-def test_watch():
+def test_watch(hear):
     x, y = grey(2)
     seen = []
     noise = Noise.of(0, range(2))
-    RayS(steps=200, eot=1)(Plane(0.05), x, y, Linf(0.2), noise, lambda i, m: seen.append((i, m)))
-    assert [i for i, _ in seen] == list(range(200))
-    assert seen[0][1].accuracy.tolist() == [1.0, 1.0]
-    assert seen[-1][1].accuracy.tolist() == [0.0, 0.0]
-    assert not seen[-1][1].grad.any()
-    assert seen[-1][1].finite.all()
+    RayS(steps=200, eot=1)(Plane(0.05), x, y, Linf(0.2), noise, watch=hear(seen.append))
+    assert len(seen) == 200
+    assert seen[0].accuracy.tolist() == [1.0, 1.0]
+    assert seen[-1].accuracy.tolist() == [0.0, 0.0]
+    assert not seen[-1].grad.any()
+    assert seen[-1].finite.all()
     never = []
-    RayS(steps=1, eot=1)(Fixed(), x, y, Linf(), noise, lambda i, m: never.append(m))
+    RayS(steps=1, eot=1)(Fixed(), x, y, Linf(), noise, watch=hear(never.append))
     assert (never[0].loss.tolist(), never[0].accuracy.tolist()) == ([-1.0, -1.0], [1.0, 1.0])
 
 
 class Ring(Ball):
     eps = 0.1
     default_step = 0.1
-    size = ascend = start = _into = None
+    contains = project = size = None
 
 
 @pytest.mark.parametrize("ball", [Ring(), L2(0.5)], ids=["Ring", "L2"])

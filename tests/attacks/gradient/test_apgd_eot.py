@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from depure.attacks import APGD
-from depure.attacks.gradient.apgd_steps import Climb
+from depure.attacks import APGD, Case
 from depure.attacks.asking.gradients import Expected
 from depure.attacks.asking.losses import dlr_targeted, pair
+from depure.attacks.gradient.apgd_steps import APGDState
 from depure.noise import Noise
+from depure.rows import Chunk, chunked
 from depure.threat import L1, L2, Linf
 
 BALLS = [Linf(0.1), L2(0.5), L1(1.5)]
@@ -62,14 +63,15 @@ def test_neighbours_and_chunks_do_not_matter(ball, settings, known):
     model, x, y, noise = problem(5)
     noise = noise.lock("forward") if known else noise
 
-    def attacked(rows, **more):
-        return APGD(steps=12, **settings, **more)(model, x[rows], y[rows], ball, noise[rows])
+    def attacked(rows):
+        return APGD(steps=12, **settings)(model, x[rows], y[rows], ball, noise[rows])
 
     whole = attacked([0, 1, 2, 3, 4])
     assert not torch.allclose(whole, x)
     parts = torch.cat([attacked([3]), attacked([4, 1, 0]), attacked([2, 3])])
     for chunk in (1, 4, 1000):
-        again = attacked([0, 1, 2, 3, 4], chunk=chunk)
+        with chunked(Chunk(chunk)):
+            again = attacked([0, 1, 2, 3, 4])
         torch.testing.assert_close(again, whole, rtol=0, atol=1e-10)
     torch.testing.assert_close(parts, whole[[3, 4, 1, 0, 2, 3]], rtol=0, atol=1e-10)
 
@@ -122,15 +124,15 @@ def seen_with(grad, loss, accuracy, finite):
 def test_accuracy_comes_before_loss_and_loss_before_nothing():
     """4 has the lowest accuracy, with no loss to go back to; inf ties and does not win."""
     x = torch.zeros(1, 1, 1, 1)
-    climb = Climb(Linf(1.0), x, x)
+    state = APGDState(Linf(1.0), x, x)
     seen = [(0.5, 9.0), (0.4, 1.0), (0.4, 2.0), (0.4, 1.5), (0.0, torch.nan), (0.0, torch.inf)]
     seen += [(0.6, 3.0)]
     for number, (accuracy, loss) in enumerate(seen):
-        climb.here = torch.full_like(x, float(number))
+        state.point = torch.full_like(x, float(number))
         finite = torch.tensor([number != 0])
-        climb.note(seen_with(x, torch.tensor([loss]), torch.tensor([accuracy]), finite))
-    assert climb.found.item() == 4.0
-    assert climb.best.item() == 6.0  # 0 has more loss but no gradient to go back to
+        state.note(seen_with(x, torch.tensor([loss]), torch.tensor([accuracy]), finite))
+    assert state.proposal.item() == 4.0
+    assert state.best.item() == 6.0  # 0 has more loss but no gradient to go back to
 
 
 class Uphill(nn.Module):
@@ -152,7 +154,7 @@ def test_an_attack_that_only_harms_itself_gives_the_image_back():
     assert (Uphill()(found, noise).argmax(1) == 1).all()
 
 
-def test_restarts_and_targets_keep_the_best_and_certain_failures_sit_out():
+def test_restarts_and_targets_keep_the_best_and_certain_failures_sit_out(hear):
     """Three classes at corners: only the target on the image's side is within reach."""
 
     class Corners(nn.Module):
@@ -169,17 +171,17 @@ def test_restarts_and_targets_keep_the_best_and_certain_failures_sit_out():
     x = torch.tensor([[0.55, 0.2], [0.2, 0.55], [0.2, 0.2], [0.65, 0.2]]).view(4, 1, 1, 2)
     y = torch.zeros(4, dtype=torch.int64)  # the last one is wrong before the attack
     attack = APGD(steps=10, loss="dlr", targets=2, restarts=2)
-    found = attack(model, x, y, Linf(0.1), noise, lambda i, m: seen.append((i, m)))
+    found = attack(model, x, y, Linf(0.1), noise, watch=hear(seen.append))
     assert (model(found, noise).argmax(1) != y).tolist() == [True, True, False, True]
-    assert [i for i, _ in seen] == list(range(attack.iterations)) == list(range(40))
-    assert all(m.loss.shape == (4,) and m.grad.shape == x.shape for _, m in seen)
+    assert len(seen) == attack.iterations == 40
+    assert all(m.loss.shape == (4,) and m.grad.shape == x.shape for m in seen)
     # The first aim of each image is the class it can reach, so only image 2 stays for later runs.
     assert model.rows == 4 + 4 + 4 * (11 + 1) + 3 * (11 + 1) + 4
     for i in (0, 1, 3):
-        assert len({m.loss[i].item() for _, m in seen[10:]}) == 1  # repeats what was last seen
+        assert len({m.loss[i].item() for m in seen[10:]}) == 1  # repeats what was last seen
     seen.clear()
-    attack(model, x[:2], y[:2], Linf(0.1), noise[:2], lambda i, m: seen.append((i, m)))
-    assert [i for i, _ in seen] == list(range(40))  # though all sat out from the second run on
+    attack(model, x[:2], y[:2], Linf(0.1), noise[:2], watch=hear(seen.append))
+    assert len(seen) == 40  # though all sat out from the second run on
 
 
 @pytest.mark.parametrize("better", [0, 1])
@@ -242,11 +244,12 @@ def test_targets_are_the_likeliest_wrong_classes_in_turn():
         def forward(self, x, noise):
             return logits[: len(x)] + 0.0 * x.sum()
 
-    from depure.attacks.gradient.apgd import _Task
+    from depure.attacks.gradient.apgd import _Runs
 
     x, y = torch.zeros(2, 1, 1, 1), torch.tensor([0, 1])
     attack = APGD.targeted(4)
-    aims = _Task(attack, Fixed(), x, y, Linf(0.1), Noise.of(0, range(2)), x).aims()
+    case = Case(Fixed(), x, y, Linf(0.1), Noise.of(0, range(2)))
+    aims = _Runs(attack, case, x).aims()
     assert torch.stack([a // 5 for a in aims], 1).tolist() == [[0] * 4, [1] * 4]
     assert torch.stack([a % 5 for a in aims], 1).tolist() == [[2, 1, 3, 4], [3, 2, 4, 0]]
     with pytest.raises(ValueError, match="pass at most targets=4"):
@@ -265,7 +268,7 @@ def test_targeted_dlr_by_hand():
 
 
 @pytest.mark.parametrize("ball", BALLS, ids=str)
-def test_an_image_with_a_broken_gradient_stays_and_is_reported(ball):
+def test_an_image_with_a_broken_gradient_stays_and_is_reported(ball, hear):
     class Broken(nn.Module):
         stages = ()
 
@@ -279,9 +282,11 @@ def test_an_image_with_a_broken_gradient_stays_and_is_reported(ball):
     x[1, 0, 0, 0] = 0.95
     y, noise, seen = torch.zeros(3, dtype=torch.int64), Noise.of(0, range(3)), []
     attack = APGD(steps=8, random_start=False)
-    found = attack(Broken(), x, y, ball, noise, lambda i, m: seen.append(m.finite.tolist()))
+    found = attack(
+        Broken(), x, y, ball, noise, watch=hear(lambda m: seen.append(m.finite.tolist()))
+    )
     assert torch.equal(found[1], x[1])
-    assert seen == [[True, False, True]] * 8
+    assert [m.finite.tolist() for m in seen] == [[True, False, True]] * 8
     rows = [0, 2]
     alone = attack(Broken(), x[rows], y[rows], ball, noise[rows])
     torch.testing.assert_close(found[rows], alone)
@@ -290,17 +295,17 @@ def test_an_image_with_a_broken_gradient_stays_and_is_reported(ball):
 
 def test_momentum_does_not_carry_an_image_whose_gradient_broke():
     x = torch.full((2, 1, 1, 1), 0.5)
-    climb = Climb(Linf(0.4), x, x)
+    state = APGDState(Linf(0.4), x, x)
     one, good = torch.ones(2), torch.tensor([True, True])
-    climb.note(seen_with(torch.ones_like(x), one, one, good))
-    climb.move(x + 0.1)
-    climb.note(seen_with(torch.zeros_like(x), 2.0 * one, one, torch.tensor([True, False])))
-    climb.move(x + 0.2)
-    torch.testing.assert_close(climb.here.flatten(), torch.tensor([0.7, 0.6]))
-    climb.go_back(torch.tensor([False, True]))  # to its last point with a gradient
-    climb.move(x + 0.3)
-    torch.testing.assert_close(climb.here.flatten(), torch.tensor([0.8, 0.8]))
-    assert torch.equal(climb.before.flatten(), torch.tensor([0.7, 0.5]))
+    state.note(seen_with(torch.ones_like(x), one, one, good))
+    state.move(x + 0.1)
+    state.note(seen_with(torch.zeros_like(x), 2.0 * one, one, torch.tensor([True, False])))
+    state.move(x + 0.2)
+    torch.testing.assert_close(state.point.flatten(), torch.tensor([0.7, 0.6]))
+    state.go_back(torch.tensor([False, True]))  # to its last point with a gradient
+    state.move(x + 0.3)
+    torch.testing.assert_close(state.point.flatten(), torch.tensor([0.8, 0.8]))
+    assert torch.equal(state.previous.flatten(), torch.tensor([0.7, 0.5]))
 
 
 @pytest.mark.parametrize("ball", BALLS, ids=str)
@@ -335,8 +340,7 @@ def test_random_starts_are_keyed_and_on_the_edge(ball):
         ({"restarts": 0}, "restarts must be at least 1"),
         ({"targets": -1}, "targets must be at least 0"),
         ({"eot": 1.5}, "eot must be at least 1"),
-        ({"chunk": 0}, "chunk must be at least 1"),
-        ({"rho": 1.0}, "rho must lie between 0 and 1"),
+        ({"rho": 1.0}, r"rho must lie inside \(0, 1\)"),
         ({"loss": "cw"}, "loss must be one of ce, margin, dlr"),
         ({"average": "losses"}, "average must be one of"),
         ({"targets": 3}, "pass loss='dlr'"),
@@ -350,5 +354,5 @@ def test_bad_settings(settings, message):
 
 def test_shrinking_is_for_l1():
     model, x, y, noise = problem(2)
-    with pytest.raises(ValueError, match="shrinking is for the L1 ball"):
+    with pytest.raises(ValueError, match=r"APGD attacks in the balls L1 only; got L2"):
         APGD(shrinking=True)(model, x, y, L2(0.5), noise)

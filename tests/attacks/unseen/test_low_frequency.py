@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from depure.networks.features.distance import FeatureDistance
-from depure.threat import Perceptual
 from depure.attacks.unseen.low_frequency import Filter, LowFrequency, _form
 from depure.attacks.unseen.search import pull_back
+from depure.networks.features.distance import FeatureDistance
 from depure.noise import Noise
-from depure.threat import L2, Linf
+from depure.rows import Chunk, chunked
+from depure.threat import L2, Linf, Perceptual
 
 DOUBLE = torch.float64
 SHORT = {"kernels": (3, 5), "eot": 3, "lr": 0.05}
@@ -91,8 +91,8 @@ def test_the_bound_holds_and_is_used(dtype):
     far.network.to(dtype)
     attack = LowFrequency(12, **SHORT)
     x_adv = attack(Shaky(), x, y, Perceptual(far, 0.05), noise)
-    assert (Perceptual(far, 0.05).apart(x_adv, x) <= 0.05).all()
-    assert Perceptual(far, 0.05).apart(x_adv, x).mean() > 0.015
+    assert (Perceptual(far, 0.05).distance_of(x_adv, x) <= 0.05).all()
+    assert Perceptual(far, 0.05).distance_of(x_adv, x).mean() > 0.015
     x_adv = attack(Shaky(), x, y, Linf(0.05), noise)
     assert Linf(0.05).contains(x_adv, x).all()
     assert (Linf(0.05).size(x_adv - x) > 0.03).all()
@@ -116,22 +116,23 @@ def test_other_images_and_chunks_change_nothing():
     x, y = pictures(5), torch.tensor([0, 1, 2, 0, 1])
     model, noise, ball = Shaky(), Noise.of(0, [3, 1, 4, 15, 9]), Perceptual(distance(), 0.05)
     whole = LowFrequency(4, **SHORT)(model, x, y, ball, noise)
-    again = LowFrequency(4, **SHORT, chunk=4)(model, x, y, ball, noise)
+    with chunked(Chunk(4)):
+        again = LowFrequency(4, **SHORT)(model, x, y, ball, noise)
     torch.testing.assert_close(again, whole)
     for rows in (slice(0, 2), slice(2, 5)):
         part = LowFrequency(4, **SHORT)(model, x[rows], y[rows], ball, noise[rows])
         torch.testing.assert_close(part, whole[rows])
 
 
-def test_a_non_finite_gradient_leaves_that_image_in_place():
+def test_a_non_finite_gradient_leaves_that_image_in_place(hear):
     x = pictures(3) * 0.4
     x[1, 0, 0, 0] = 0.9
     y, heard = torch.zeros(3, dtype=torch.int64), []
     attack = LowFrequency(4, **SHORT)
     noise = Noise.of(0, range(3))
-    x_adv = attack(Shaky(broken=0.5), x, y, Linf(0.05), noise, lambda i, m: heard.append(i))
+    x_adv = attack(Shaky(broken=0.5), x, y, Linf(0.05), noise, watch=hear(heard.append))
     assert (x_adv != x).flatten(1).any(1).tolist() == [True, False, True]
-    assert heard == list(range(attack.iterations))
+    assert len(heard) == attack.steps
 
 
 def test_errors():

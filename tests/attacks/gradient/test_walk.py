@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from depure.attacks import PGD, Transfer
-from depure.attacks.adaptive import MIPGD, DiffHammer, SubstituteAttack, weighted
-from depure.attacks.asking.queries import ask
+from depure.attacks import MIPGD, PGD, Case, DiffHammer, SubstituteAttack, Transfer
+from depure.attacks.asking.queries import query_margins
+from depure.attacks.gradient.diffhammer import weighted
 from depure.noise import Noise
+from depure.rows import Chunk, chunked
 from depure.threat import L2, Linf
 
 DOUBLE = torch.float64
@@ -94,11 +95,11 @@ def test_weights_by_hand():
     torch.testing.assert_close(weighted(grads, nothing), grads.mean(1))
 
 
-def test_diffhammer_without_weights_or_memory_is_pgd():
+def test_diffhammer_without_weights_or_memory_is_pgd(hear):
     x, y, noise = pictures(), torch.tensor([0, 1, 2]), Noise.of(0, range(3))
     grads = []
     attack = DiffHammer(steps=3, eot=4, rounds=0, forget=0.0)
-    attack(Shaky(), x, y, L2(0.5), noise, lambda i, m: grads.append(m))
+    attack(Shaky(), x, y, L2(0.5), noise, watch=hear(grads.append))
     here = x
     for seen in grads:  # each iterate follows the mean gradient told to the watch
         again = L2(0.5).project(here + 0.1 * L2(0.5).ascend(seen.grad), x)
@@ -109,12 +110,12 @@ def test_diffhammer_without_weights_or_memory_is_pgd():
     torch.testing.assert_close(last, plain)
 
 
-def test_momentum_by_hand():
+def test_momentum_by_hand(hear):
     """On a deterministic model: the second step follows the sum of both normalised gradients."""
     x, y, noise = pictures(), torch.tensor([0, 1, 2]), Noise.of(0, range(3))
     grads, ball = [], L2(0.5)
     attack = MIPGD(steps=3, eot=1, decay=0.5)
-    out = attack(Shaky(0), x, y, ball, noise, lambda i, m: grads.append(m.grad))
+    out = attack(Shaky(0), x, y, ball, noise, watch=hear(lambda m: grads.append(m.grad)))
     here, memory = x, 0.0
     for g in grads:
         memory = 0.5 * memory + g / g.flatten(1).abs().sum(1).view(-1, 1, 1, 1)
@@ -129,7 +130,7 @@ def test_memory_lowers_variance_at_equal_calls():
     x = x + 0.1
     for settings in ({"decay": 0.0}, {}):
         attack = MIPGD(eot=2, loss="margin", **settings)
-        follow = attack._direction(Bent(), x, y, ball, noise, 0.1)
+        follow = attack.direction(Case(Bent(), x, y, ball, noise), 0.1)
         for i in range(15):
             _, grad = follow(i, x)
         near.append(nn.functional.cosine_similarity(grad.flatten(1), direction()[None]).mean())
@@ -156,13 +157,12 @@ def test_calls_are_those_promised():
     ids=["DiffHammer", "MIPGD", "random", "started"],
 )  # fmt: skip
 @pytest.mark.parametrize("ball", [Linf(0.08), L2(0.4)], ids=["Linf", "L2"])
-def test_bound_accuracy_and_batch(attack, ball):
+def test_bound_accuracy_and_batch(attack, ball, hear):
     x = pictures(30, seed=4)
     model, noise, judge = Shaky(), Noise.of(0, range(30)), Noise.of(1, range(30))
     y, heard = model(x, noise.fold("label")).argmax(1), []
-    x_adv = attack(model, x, y, ball, noise, lambda i, m: heard.append(i))
-    assert heard == list(range(attack.steps))  # not of the attack it starts from
-    assert attack.iterations == attack.steps
+    x_adv = attack(model, x, y, ball, noise, watch=hear(heard.append))
+    assert len(heard) == attack.steps  # not of the attack it starts from
     assert ball.contains(x_adv, x).all()
     before, after = ((model(z, judge).argmax(1) == y).double().mean() for z in (x, x_adv))
     assert after < before - 0.4
@@ -179,7 +179,9 @@ def test_chunks_change_nothing_and_non_finite_gradients_stay(kind):
     model = Shaky(broken=0.85)
     x_adv = kind(4, eot=3)(model, x, y, Linf(0.05), noise)
     assert (x_adv != x).flatten(1).any(1).tolist() == [True, False, True]
-    torch.testing.assert_close(kind(4, eot=3, chunk=2)(model, x, y, Linf(0.05), noise), x_adv)
+    with chunked(Chunk(2)):
+        again = kind(4, eot=3)(model, x, y, Linf(0.05), noise)
+    torch.testing.assert_close(again, x_adv)
 
 
 def test_a_start_helps_where_the_gradient_vanishes():
@@ -213,7 +215,7 @@ def test_a_stand_in_is_confirmed_on_the_defence():
     y, judge = model(x, noise.fold("label")).argmax(1), Noise.of(1, range(30))
     attack = SubstituteAttack(PGD(steps=8, eot=2, loss="margin"), Shaky(0.1), judge_draws=20)
     x_adv = attack(model, x, y, ball, noise)
-    assert attack.iterations == 8
+    assert attack.trace_length(Case(model, x, y, ball, noise)) == 8
     assert ball.contains(x_adv, x).all()
     right = [(model(z, judge).argmax(1) == y).double().mean() for z in (x, x_adv)]
     assert right[1] < right[0] - 0.4
@@ -275,5 +277,7 @@ def test_the_last_iterate_is_proposed_where_the_best_was_lucky():
     found = MIPGD(steps=8, eot=1, step_size=0.05)(Lucky(), x, y, Linf(0.4), noise)
     brightness = found.flatten(1).mean(1)
     assert (brightness > 0.59).double().mean() > 0.9
-    fresh = ask(Lucky(), torch.stack([x, found], 1), y, noise.fold("fresh"), 200).accuracy.mean(0)
+    fresh = query_margins(
+        Lucky(), torch.stack([x, found], 1), y, noise.fold("fresh"), 200
+    ).accuracy.mean(0)
     torch.testing.assert_close(fresh, torch.tensor([0.8, 0.4], dtype=DOUBLE), atol=0.02, rtol=0)

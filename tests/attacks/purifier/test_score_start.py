@@ -7,8 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from depure.attacks import APGD, MIPGD, PGD, DiffHammer, ScoreStart, SubstituteAttack, Transfer
-from depure.attacks.base import Attack, calls_of_watch
+from depure.attacks import (
+    APGD,
+    MIPGD,
+    PGD,
+    Attack,
+    Case,
+    DiffHammer,
+    ScoreStart,
+    SubstituteAttack,
+    Transfer,
+)
 from depure.cli.attacks import build_attack
 from depure.cli.build import build_model
 from depure.cli.evaluate import command
@@ -16,6 +25,7 @@ from depure.diffusion import DDPM, Denoiser, VPDiscrete
 from depure.evaluation.record import settings_of
 from depure.noise import Noise
 from depure.purify import Defended, DiffPure, Identity
+from depure.rows import Chunk, chunked
 from depure.threat import L2, Flow, Linf
 
 DOUBLE = torch.float64
@@ -72,23 +82,23 @@ def pictures():
 class To(Attack):
     """Proposes a given offset, and would be heard three times."""
 
-    iterations = 3
-
     def __init__(self, offset):
         self.offset = offset
 
-    def __call__(self, model, x, y, ball, noise, watch=None):
-        for i in range(3):
-            if watch is not None:
-                watch(i, None)
-        return x + self.offset
+    def trace_length(self, case):
+        return 3
+
+    def propose(self, case, watch):
+        for _ in range(3):
+            watch.iteration(None)
+        return case.x + self.offset
 
 
 def test_the_way_is_the_score_of_gaussian_data():
     """Tweedie: sigma^2 times the noised density's score at alpha x, over alpha."""
     x, _ = pictures()
     attack = ScoreStart.of(*SCORED, draws=20_000)
-    way = attack.way(x, NOISE)
+    way = attack.direction(x, NOISE)
     a, s = attack.alpha, attack.sigma
     score = -(a * (2 * x - 1) - a * MEAN) / (a**2 * SPREAD**2 + s**2)  # of N(a mean, ...)
     torch.testing.assert_close(way, s**2 * score / a / 2, atol=4e-3, rtol=0)
@@ -113,7 +123,8 @@ def test_rows_stand_alone_and_the_chunk_changes_nothing():
     x, y = pictures()
     attack = ScoreStart.of(*SCORED)
     whole = attack(MODEL, x, y, Linf(0.05), NOISE)
-    part = replace(attack, chunk=7)(MODEL, x, y, Linf(0.05), NOISE)
+    with chunked(Chunk(7)):
+        part = attack(MODEL, x, y, Linf(0.05), NOISE)
     alone = attack(MODEL, x[2:3], y[2:3], Linf(0.05), NOISE[2:3])
     assert torch.equal(whole, part)
     assert torch.equal(whole[2:3], alone)
@@ -136,7 +147,7 @@ def test_an_image_without_a_score_stays():
     APGD(3, eot=2, restarts=2, start=To(0.02)), MIPGD(3, eot=2, start=To(0.02)),
     DiffHammer(3, eot=2, start=To(0.02)),
 ])  # fmt: skip
-def test_the_walk_begins_there(attack):
+def test_the_walk_begins_there(attack, hear):
     x, y = pictures()
     asked, heard = [], []
 
@@ -146,11 +157,10 @@ def test_the_walk_begins_there(attack):
                 asked.append(x.detach().clone())
             return super().forward(x, noise)
 
-    found = attack(
-        Asked(purifier(), Head()), x, y, Linf(0.05), NOISE, lambda i, seen: heard.append(i)
-    )
+    found = attack(Asked(purifier(), Head()), x, y, Linf(0.05), NOISE, watch=hear(heard.append))
     torch.testing.assert_close(asked[0][::2], x + 0.02)
-    assert heard == list(range(calls_of_watch(attack)))  # its own iterations alone
+    case = Case(MODEL, x, y, Linf(0.05), NOISE)
+    assert len(heard) == attack.trace_length(case)  # its own iterations alone
     assert Linf(0.05).contains(found, x).all()
 
 
@@ -201,8 +211,6 @@ def test_on_the_command_line():
         found = build_attack(options(f"--start {word} --attack-steps 5"), model)
         assert found.steps == 5
         assert isinstance(found.start, kind)
-        small = build_attack(options(f"--start {word} --chunk 4"), model).start
-        assert getattr(small, "attack", small).chunk == 4
         assert settings_of(found)["start"]["name"] == kind.__name__
     assert build_attack(options("--start score-along"), model).start.along
     assert not build_attack(options("--start score"), model).start.along
