@@ -225,7 +225,7 @@ def test_every_attack_has_a_row() -> None:
         importlib.import_module(module.name)
     kinds = {kind for kind in concrete(Attack) if not kind.__name__.startswith("_")}
     assert kinds == {type(row.attack) for row in EVERY.values()}
-    assert kinds <= {getattr(depure.attacks, name) for name in depure.attacks.__all__}
+    assert {kind.__name__ for kind in kinds} <= set(depure.attacks.__all__)
 
 
 @every
@@ -331,7 +331,8 @@ def test_an_image_without_a_finite_gradient(name: str, broken: str) -> None:
     found = attacked(attack, case)
     assert ball.contains(found, case.x).all()
     if stays:
-        torch.testing.assert_close(found[2], case.x[2], rtol=0.0, atol=1e-5)
+        # LowFrequency's filters blur a little from the start.
+        torch.testing.assert_close(found[2], case.x[2], rtol=0.0, atol=1e-4)
     rest = [0, 1, 3, 4]
     close(found[rest], attacked(attack, case.rows(torch.tensor(rest))))
 
