@@ -288,7 +288,7 @@ def explain_command(**options: Any) -> None:
     if options["denoiser"] == "digits" and not options["beside"]:
         options["beside"] = ("ADDT=digits-addt",)
     models, images, ball = _defences(options)
-    out, attack, seed = options["out"], _pgd(options), options["seed"]
+    out, attack, seed, norm = options["out"], _pgd(options), options["seed"], as_norm(ball)
     few = images[torch.arange(min(16, len(images)))]
 
     def run(name: str, compute: Callable[[Cells], Any], draw: Callable[[Any], Figure]) -> Any:
@@ -300,7 +300,7 @@ def explain_command(**options: Any) -> None:
     stochastic = run(
         "stochasticity",
         lambda cells: stochasticity(
-            models, images, as_norm(ball), attack=attack, levels=(0.0, 0.5, 1.0), pools=(1, 8, 128),
+            models, images, norm, attack=attack, levels=(0.0, 0.5, 1.0), pools=(1, 8, 128),
             stages=("both",), draws=options["draws"], batch=options["batch"], cells=cells,
             seed=seed,
         ),
@@ -308,25 +308,16 @@ def explain_command(**options: Any) -> None:
     )  # fmt: skip
     purified = {}
     for name, model in models.items():
-        purify = partial(
-            purification, model, images, as_norm(ball), attack=attack, draws=4, seed=seed
-        )
+        purify = partial(purification, model, images, norm, attack=attack, draws=4, seed=seed)
         purified[name] = run(f"purification/{name}", _with(purify), purification_figure)
         surface = partial(
-            landscape,
-            model,
-            few,
-            as_norm(ball),
-            attack=attack,
-            points=options["points"],
-            draws=2,
-            seed=seed,
+            landscape, model, few, norm, attack=attack, points=options["points"], draws=2, seed=seed
         )
         run(f"landscape/{name}", _with(surface), landscape_figure)
     found = run(
         "gradients",
         lambda cells: gradients(
-            models, images, as_norm(ball), attack=attack, eots=(1, 5, 20), reference=32,
+            models, images, norm, attack=attack, eots=(1, 5, 20), reference=32,
             draws=(1, 2, 4, 8, 16), judge=options["draws"], cells=cells, seed=seed,
         ),
         gradients_figure,
