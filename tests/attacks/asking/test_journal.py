@@ -9,11 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from depure.attacks import (
-    APGD,
-    PGD,
-    Transfer,
-)
+from depure.attacks import APGD, PGD, Transfer
 from depure.attacks.asking import journal as module
 from depure.attacks.asking.journal import cached, journal
 from depure.data import digits

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from depure.attacks import LOSSES, Square
-from depure.attacks.asking.queries import query_margins, random_signs
+from depure.attacks import Square
+from depure.attacks.asking.queries import query_margins
 from depure.attacks.blackbox.square import _eta, _placed, _window
 from depure.noise import Noise
 from depure.rows import Chunk, chunked
@@ -225,41 +225,6 @@ def test_watch(hear):
     assert last.grad.shape == x.shape
     assert last.finite.all()
     assert last.accuracy.tolist() == [1.0, 1.0]
-
-
-def test_queries_against_a_naive_loop():
-    """Candidates of one image meet the same draws; margins and accuracies are means over them."""
-    x, y, noise = pictures([1, 2, 3])
-    points = torch.stack([x, x + 0.3, x], 1)
-    model = Shifted(0.5)
-    for chunk in (1, 7, 128):
-        model.asked.clear()
-        with chunked(Chunk(chunk)):
-            answer = query_margins(model, points, y, noise, 6)
-        assert max(len(a) for a in model.asked) == min(chunk, 54)
-        assert torch.equal(answer.margin[:, 0], answer.margin[:, 2])
-        rows = noise.draws(6)
-        for i in range(3):
-            for n in range(3):
-                logits = torch.cat(
-                    [model(points[i : i + 1, n], rows[[6 * i + d]]) for d in range(6)]
-                )
-                mean = LOSSES["margin"](logits, y[i].repeat(6)).mean()
-                torch.testing.assert_close(answer.margin[i, n], mean)
-                right = (logits.argmax(1) == y[i]).double().mean()
-                torch.testing.assert_close(answer.accuracy[i, n], right)
-
-
-def test_signs_are_fair_and_independent():
-    like = torch.empty(400, 3, 5, 5)
-    found = random_signs(Noise.of(0, range(400)), "any", like)
-    assert found.shape == like.shape
-    assert set(found.unique().tolist()) == {-1.0, 1.0}
-    flat = found.flatten(1)
-    assert flat.mean(0).abs().max() < 4.5 / 20
-    correlation = flat.T @ flat / 400 - torch.eye(75)
-    assert correlation.abs().max() < 5 / 20
-    assert torch.equal(found[7:8], random_signs(Noise.of(0, [7]), "any", like[:1]))
 
 
 class Ring(Ball):

@@ -1,4 +1,4 @@
-"""Where attacks begin: at another attack's proposals, or along the diffusion model's score."""
+"""Starts along the diffusion model's score, whose closed form Gaussian data give."""
 
 import math
 from dataclasses import replace
@@ -7,24 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from depure.attacks import (
-    APGD,
-    MIPGD,
-    PGD,
-    Attack,
-    Case,
-    DiffHammer,
-    ScoreStart,
-    SubstituteAttack,
-    Transfer,
-)
+from depure.attacks import ScoreStart, SubstituteAttack, Transfer
 from depure.cli.attacks import build_attack
 from depure.cli.build import build_model
 from depure.cli.evaluate import command
 from depure.diffusion import DDPM, Denoiser, VPDiscrete
 from depure.evaluation.record import settings_of
 from depure.noise import Noise
-from depure.purify import Defended, DiffPure, Identity
+from depure.purify import Defended, DiffPure
 from depure.rows import Chunk, chunked
 from depure.threat import L2, Flow, Linf
 
@@ -79,21 +69,6 @@ def pictures():
     return 0.1 + 0.8 * torch.rand(4, 1, 4, 4, generator=g, dtype=DOUBLE), torch.tensor([0, 1, 2, 0])
 
 
-class To(Attack):
-    """Proposes a given offset, and would be heard three times."""
-
-    def __init__(self, offset):
-        self.offset = offset
-
-    def trace_length(self, case):
-        return 3
-
-    def propose(self, case, watch):
-        for _ in range(3):
-            watch.iteration(None)
-        return case.x + self.offset
-
-
 def test_the_way_is_the_score_of_gaussian_data():
     """Tweedie: sigma^2 times the noised density's score at alpha x, over alpha."""
     x, _ = pictures()
@@ -142,59 +117,8 @@ def test_an_image_without_a_score_stays():
     assert [torch.equal(a, b) for a, b in zip(found, x, strict=True)] == [False, True, False, False]
 
 
-@pytest.mark.parametrize("attack", [
-    PGD(3, eot=2, start=To(0.02)), APGD(3, eot=2, start=To(0.02)),
-    APGD(3, eot=2, restarts=2, start=To(0.02)), MIPGD(3, eot=2, start=To(0.02)),
-    DiffHammer(3, eot=2, start=To(0.02)),
-])  # fmt: skip
-def test_the_walk_begins_there(attack, hear):
-    x, y = pictures()
-    asked, heard = [], []
-
-    class Asked(Defended):
-        def forward(self, x, noise):
-            if x.requires_grad:
-                asked.append(x.detach().clone())
-            return super().forward(x, noise)
-
-    found = attack(Asked(purifier(), Head()), x, y, Linf(0.05), NOISE, watch=hear(heard.append))
-    torch.testing.assert_close(asked[0][::2], x + 0.02)
-    case = Case(MODEL, x, y, Linf(0.05), NOISE)
-    assert len(heard) == attack.trace_length(case)  # its own iterations alone
-    assert Linf(0.05).contains(found, x).all()
-
-
-def test_a_start_outside_the_ball_is_brought_into_it():
-    x, y = pictures()
-    found = PGD(1, eot=1, step_size=1e-9, start=To(9.0))(MODEL, x, y, Linf(0.05), NOISE)
-    torch.testing.assert_close(found, (x + 0.05).clamp(max=1.0), atol=1e-6, rtol=0)
-
-
-def test_only_the_first_run_of_apgd_begins_there():
-    x, y = pictures()
-    task = APGD(3, restarts=2, loss="dlr", targets=2, start=To(0.01))
-    begins = []
-
-    class Heard(Defended):
-        def forward(self, x, noise):
-            begins.append(x.detach().clone())
-            return super().forward(x, noise)
-
-    model = Heard(Identity(), Head())
-    task(model, x, y + 0, Linf(0.05), NOISE)
-    same = [len(b) == 4 and bool(torch.allclose(b, x + 0.01)) for b in begins]
-    assert 1 <= sum(same) <= 2  # once for each target, unless all were broken by the first
-
-
 def test_settings():
     x, y = pictures()
-    for kind, settings, words in (
-        (PGD, {"start": 3}, "start must be an attack"),
-        (APGD, {"start": "score"}, "start must be an attack"),
-        (PGD, {"start": To(0), "random_start": True}, "exclude each other"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            kind(**settings)
     attack = ScoreStart.of(*SCORED)
     with pytest.raises(ValueError, match="draws must be at least 1"):
         replace(attack, draws=0)

@@ -1,12 +1,9 @@
-import json
-
 import pytest
 import torch
 from torch import nn
 
 from depure.attacks import PGD, Case
 from depure.attacks.unseen.perceptual import LPA, PPGD, steepest
-from depure.evaluation.record import settings_of
 from depure.networks.features.distance import FeatureDistance
 from depure.noise import Noise
 from depure.rows import Chunk, chunked
@@ -49,48 +46,6 @@ class Shaky(nn.Module):
         return out
 
 
-def naive(net, names, x, y, weights=None):
-    """LPIPS as it is written, and then its root."""
-    total = []
-    for a, b in zip(x, y, strict=True):
-        outs = []
-        for image in (a, b):
-            h, kept = image[None], {}
-            for name, part in net.named_children():
-                h = part(h)
-                kept[name] = h[0]
-            outs.append(kept)
-        d = 0.0
-        for name in names:
-            f, g = outs[0][name], outs[1][name]
-            for i in range(f.shape[1]):
-                for j in range(f.shape[2]):
-                    gap = f[:, i, j] / f[:, i, j].norm() - g[:, i, j] / g[:, i, j].norm()
-                    w = 1.0 if weights is None else weights[name]
-                    d = d + (w * gap**2).sum() / (f.shape[1] * f.shape[2])
-        total.append(d**0.5)
-    return torch.stack(total)
-
-
-def test_the_distance_is_what_it_says():
-    net, x, y = network(), pictures(), pictures(seed=1)
-    distance = FeatureDistance(net)
-    assert distance.layers == ("0", "2")
-    torch.testing.assert_close(distance(x, y), naive(net, ["0", "2"], x, y))
-    torch.testing.assert_close(distance(x, y), distance(y, x))
-    assert torch.equal(distance(x, x), torch.zeros(3, dtype=DOUBLE))
-    weights = {"1": torch.arange(6.0, dtype=DOUBLE), "3": torch.ones(4, dtype=DOUBLE) / 2}
-    other = FeatureDistance(net, ("1", "3"), weights)
-    with chunked(Chunk(2)):
-        torch.testing.assert_close(other(x, y), naive(net, ["1", "3"], x, y, weights))
-    assert not any(part._forward_hooks for part in net.modules())
-
-
-def test_convolutions_are_found_evenly():
-    net = nn.Sequential(*[nn.Conv2d(1, 1, 1) for _ in range(9)]).eval()
-    assert FeatureDistance(net).layers == ("0", "2", "4", "6", "8")
-
-
 def test_the_steepest_step_solves_the_linear_problem():
     """Enough conjugate steps give (J'J + damping)^-1 g, scaled to the length asked for."""
     distance, x = FeatureDistance(network()), pictures(2)
@@ -110,24 +65,6 @@ def test_the_steepest_step_solves_the_linear_problem():
             w = pictures(1, (72,), seed=other)[0] - 0.5
             assert v @ w * 0.3 / (jac @ w).norm() < v @ step[i].flatten() * 1.01
     assert torch.equal(steepest(distance, x, 0.0 * g, 0.3, 5), 0.0 * g)
-
-
-def test_projection():
-    x = pictures(20)
-    ball = Perceptual(FeatureDistance(network()), 0.08)
-    far = (x + 0.8 * (pictures(20, seed=1) - 0.5)).clamp(0, 1)
-    assert (ball.distance_of(far, x) > 0.08).sum() > 10
-    near = ball.project(far, x)
-    assert (ball.distance_of(near, x) <= 0.08).all()
-    inside = ball.distance_of(far, x) <= 0.08
-    assert torch.equal(near[inside], far[inside])
-    assert (ball.distance_of(near, x)[~inside] > 0.05).all()  # and not back at the image
-    line = ball._on_the_line(far, x, ball.metric.features(x))
-    assert (ball.distance_of(line, x) <= 0.08).all()
-    assert (ball.distance_of(line, x)[~inside] > 0.0799).all()
-    assert not ball.contains(far, x)[~inside].any()
-    assert ball.contains(near, x).all()
-    assert ball.contains(near - 2.0, x).logical_not().all()
 
 
 @pytest.mark.parametrize("attack", [PPGD(6, eot=2), LPA(4, 3, eot=2)], ids=["PPGD", "LPA"])
@@ -185,17 +122,6 @@ def test_a_non_finite_gradient_leaves_that_image_in_place(kind):
     assert (x_adv != x).flatten(1).any(1).tolist() == [True, False, True]
 
 
-def test_the_record_is_plain_and_tells_networks_apart():
-    ball = Perceptual(FeatureDistance(network()), 0.2)
-    data = json.loads(json.dumps(settings_of(ball)))
-    assert data["eps"] == 0.2
-    assert "layers=('0', '2')" in data["features"]
-    other = Perceptual(FeatureDistance(network(1)), 0.2)
-    assert settings_of(other) != settings_of(ball)
-    assert ball == Perceptual(FeatureDistance(network()), 0.2)
-    json.dumps(settings_of(PPGD()))
-
-
 def test_errors():
     x, y, noise = pictures(1), torch.tensor([0]), Noise.of(0, [0])
     ball = Perceptual(FeatureDistance(network()))
@@ -221,20 +147,3 @@ def test_errors():
             kind(step=0.0)
         with pytest.raises(ValueError, match="steps must be at least 1"):
             kind(steps=0)
-
-
-def test_slope_is_the_gradient_of_the_distance_chunk_by_chunk():
-    x, other = pictures(5), pictures(5, seed=1)
-    distance = FeatureDistance(network())
-    leaf = x.clone().requires_grad_()
-    apart = distance(leaf, other)
-    (grad,) = torch.autograd.grad(apart.sum(), leaf)
-    for chunk in (128, 2, 5):
-        with chunked(Chunk(chunk)):
-            found = distance.slope(x, distance.features(other))
-        torch.testing.assert_close(found[0], apart.detach())
-        torch.testing.assert_close(found[1], grad)
-    assert not found[1].requires_grad
-    at, none = distance.slope(x, distance.features(x))  # at the image itself there is no slope
-    assert not at.any()
-    assert not none.any()
