@@ -4,10 +4,7 @@ from torch import nn
 
 from depure.attacks import RayS
 from depure.noise import Noise
-from depure.rows import Chunk, chunked
 from depure.threat import L2, Ball, Linf
-
-INDICES = [3, 1, 4, 15, 9]
 
 
 class Plane(nn.Module):
@@ -98,38 +95,6 @@ def test_bisection_by_hand(hear):
     assert (turned[:8] > 0).all()
     assert (turned[8:] < 0).all()
     assert found[:, 0].tolist() == [1.0, 1.0, 1.0, 0.375, 0.375, 0.375]
-
-
-def pictures(indices):
-    g = [torch.Generator().manual_seed(i) for i in indices]
-    x = [0.5 + 0.1 * (torch.rand(1, 3, 5, generator=k, dtype=torch.float64) - 0.5) for k in g]
-    return torch.stack(x), torch.tensor([i % 2 for i in indices]), Noise.of(8, indices)
-
-
-SPLITS = {
-    "alone": [[i] for i in INDICES],
-    "another order": [[15, 3, 9, 1, 4]],
-    "beside others": [[100, 3, 1, 4, 101], [15, 102, 9]],
-    "twice": [[3, 3, 1, 4], [15, 9, 15]],
-}
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("noisy", [0.0, 0.02])
-def test_nothing_depends_on_the_batch_or_the_chunk(split, noisy):
-    """Some of these images are wrong from the start, some rest on the way, others never."""
-
-    def attacked(indices, chunk=128):
-        x, y, noise = pictures(indices)
-        with chunked(Chunk(chunk)):
-            return RayS(steps=80, eot=3)(Plane(0.1, noisy), x, y, Linf(0.15), noise)
-
-    whole = dict(zip(INDICES, attacked(INDICES), strict=True))
-    for part in SPLITS[split]:
-        for chunk in (128, 4):
-            for index, x_adv in zip(part, attacked(part, chunk), strict=True):
-                if index in whole:
-                    torch.testing.assert_close(x_adv, whole[index], rtol=1e-12, atol=1e-12)
 
 
 def test_queries_spent_and_locks():

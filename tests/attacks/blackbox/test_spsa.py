@@ -4,11 +4,9 @@ from torch import nn
 
 from depure.attacks import SPSA
 from depure.noise import Noise
-from depure.rows import Chunk, chunked
 from depure.threat import L2, Ball, Linf
 
 SHAPE = (2, 3, 3)
-INDICES = [3, 1, 4, 15, 9]
 
 
 def rand(*shape, seed):
@@ -150,34 +148,6 @@ def test_first_steps_by_hand(hear):
     l2 = plain(model, x, y, L2(0.3), noise)
     unit = grads[0] / grads[0].flatten(1).norm(dim=1)[:, None, None, None]
     torch.testing.assert_close(l2, x + 0.01 * unit)
-
-
-SPLITS = {
-    "alone": [[i] for i in INDICES],
-    "another order": [[15, 3, 9, 1, 4]],
-    "beside others": [[100, 3, 1, 4, 101], [15, 102, 9]],
-    "twice": [[3, 3, 1, 4], [15, 9, 15]],
-}
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("side", [0.0, 2.0])
-def test_nothing_depends_on_the_batch_or_the_chunk(split, side):
-    """Some of these images are wrong from the start, others on the way, others never."""
-
-    def attacked(indices, chunk=128):
-        x = torch.cat([start(1, seed=i)[0] for i in indices])
-        y = torch.tensor([i % 2 for i in indices])
-        attack = SPSA(steps=6, samples=70, eot=2)
-        with chunked(Chunk(chunk)):
-            return attack(Curved(1.0, side), x, y, Linf(0.06), Noise.of(8, indices))
-
-    whole = dict(zip(INDICES, attacked(INDICES), strict=True))
-    for part in SPLITS[split]:
-        for chunk in (128, 9):
-            for index, x_adv in zip(part, attacked(part, chunk), strict=True):
-                if index in whole:
-                    torch.testing.assert_close(x_adv, whole[index], rtol=1e-9, atol=1e-9)
 
 
 def test_queries_spent_rest_and_locks():

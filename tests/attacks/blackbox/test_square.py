@@ -6,10 +6,7 @@ from depure.attacks import Square
 from depure.attacks.asking.queries import query_margins
 from depure.attacks.blackbox.square import _eta, _placed, _window
 from depure.noise import Noise
-from depure.rows import Chunk, chunked
 from depure.threat import L2, Ball, Linf
-
-INDICES = [3, 1, 4, 15, 9]
 
 
 class Shifted(nn.Module):
@@ -36,12 +33,6 @@ class Shifted(nn.Module):
 
 def grey(n, shape=(2, 4, 4)):
     return torch.full((n, *shape), 0.5, dtype=torch.float64), torch.zeros(n, dtype=torch.int64)
-
-
-def pictures(indices):
-    g = [torch.Generator().manual_seed(i) for i in indices]
-    x = [0.5 + 0.1 * (torch.rand(2, 4, 4, generator=k, dtype=torch.float64) - 0.5) for k in g]
-    return torch.stack(x), torch.tensor([i % 2 for i in indices]), Noise.of(8, indices)
 
 
 def test_linf_known_answer():
@@ -123,35 +114,6 @@ def test_l2_pattern_of_side_three_by_hand():
     down, across = _eta(3)[:, [0, 1, 2]]
     torch.testing.assert_close(down[[1, 2]], exact[[1, 2]])
     torch.testing.assert_close(torch.stack([down, across]), torch.stack([exact, exact.T]))
-
-
-SPLITS = {
-    "alone": [[i] for i in INDICES],
-    "another order": [[15, 3, 9, 1, 4]],
-    "parts": [[3, 1], [4, 15, 9]],
-    "beside others": [[100, 3, 1, 4, 101], [15, 102, 9]],
-    "twice": [[3, 3, 1, 4], [15, 9, 15]],
-}
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("noisy", [0.0, 0.5])
-@pytest.mark.parametrize("ball", [Linf(0.2), L2(0.9)], ids=repr)
-def test_nothing_depends_on_the_batch_or_the_chunk(split, noisy, ball):
-    """Some of these images are wrong from the start and rest, others are never broken."""
-
-    def attacked(indices, chunk=128):
-        x, y, noise = pictures(indices)
-        model = Shifted(noisy)
-        with chunked(Chunk(chunk)):
-            return Square(steps=20, eot=3)(model, x, y, ball, noise)
-
-    whole = dict(zip(INDICES, attacked(INDICES), strict=True))
-    for part in SPLITS[split]:
-        for chunk in (128, 4):
-            for index, x_adv in zip(part, attacked(part, chunk), strict=True):
-                if index in whole:
-                    torch.testing.assert_close(x_adv, whole[index], rtol=1e-12, atol=1e-12)
 
 
 def test_queries_spent():

@@ -9,7 +9,6 @@ from depure.attacks.asking.gradients import Expected
 from depure.attacks.asking.losses import dlr_targeted, pair
 from depure.attacks.gradient.apgd_steps import APGDState
 from depure.noise import Noise
-from depure.rows import Chunk, chunked
 from depure.threat import L1, L2, Linf
 
 BALLS = [Linf(0.1), L2(0.5), L1(1.5)]
@@ -43,37 +42,6 @@ def problem(n, scale=0.2):
     with torch.no_grad():
         y = model(x, Noise.of(9, range(n)).lock("forward")).argmax(1)
     return model, x, y, noise
-
-
-SETTINGS = [
-    {"eot": 3},
-    {"eot": 2, "restarts": 2, "loss": "margin", "average": "logits"},
-    {"eot": 2, "loss": "dlr", "targets": 2},
-    {"shrinking": True},
-]
-
-
-@pytest.mark.parametrize(
-    ("ball", "settings"),
-    [(b, s) for b in BALLS for s in SETTINGS if "shrinking" not in s or isinstance(b, L1)],
-    ids=str,
-)
-@pytest.mark.parametrize("known", [False, True])
-def test_neighbours_and_chunks_do_not_matter(ball, settings, known):
-    model, x, y, noise = problem(5)
-    noise = noise.lock("forward") if known else noise
-
-    def attacked(rows):
-        return APGD(steps=12, **settings)(model, x[rows], y[rows], ball, noise[rows])
-
-    whole = attacked([0, 1, 2, 3, 4])
-    assert not torch.allclose(whole, x)
-    parts = torch.cat([attacked([3]), attacked([4, 1, 0]), attacked([2, 3])])
-    for chunk in (1, 4, 1000):
-        with chunked(Chunk(chunk)):
-            again = attacked([0, 1, 2, 3, 4])
-        torch.testing.assert_close(again, whole, rtol=0, atol=1e-10)
-    torch.testing.assert_close(parts, whole[[3, 4, 1, 0, 2, 3]], rtol=0, atol=1e-10)
 
 
 def test_known_noise_is_one_draw_and_a_deterministic_attack():

@@ -4,7 +4,6 @@ from torch import nn
 
 from depure.attacks import FAB
 from depure.noise import Noise
-from depure.rows import Chunk, chunked
 from depure.threat import L1, L2, Linf
 
 BALLS = [Linf, L2, L1]
@@ -157,24 +156,6 @@ def test_a_random_restart_leaves_a_flat_spot_and_is_keyed():
     alone = attack(Bowl(), x[3:4], y[3:4], ball, Noise.of(0, [3]))
     torch.testing.assert_close(alone, freed[3:4])
     assert not torch.allclose(attack(Bowl(), x, y, ball, Noise.of(1, range(5))), freed)
-
-
-@pytest.mark.parametrize("ball", BALLS)
-def test_neighbours_and_chunks_do_not_matter(ball):
-    model, x, y, noise = problem((5, 1, 6, 6), sigma=0.1)
-    x[:, 0, 0, 0] += 0.01 * torch.arange(5)
-    whole = FAB(targets=2, steps=2, eot=3, restarts=2)(model, x, y, ball(1.0), noise)
-    for rows, chunk in (([3], 1), ([3], 2), ([4, 1, 0], 4)):
-        attack = FAB(targets=2, steps=2, eot=3, restarts=2)
-        model.rows.clear()
-        with chunked(Chunk(chunk)):
-            part = attack(model, x[rows], y[rows], ball(1.0), noise[rows])
-        torch.testing.assert_close(part, whole[rows])
-        assert max(model.rows) <= chunk
-    other = FAB(targets=2, steps=2, eot=3, restarts=2)(
-        model, x, y, ball(1.0), Noise.of(1, range(5))
-    )
-    assert not torch.allclose(other, whole)
 
 
 def test_known_noise_is_one_draw_and_the_attack_is_deterministic():

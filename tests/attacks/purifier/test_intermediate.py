@@ -34,7 +34,7 @@ from depure.diffusion.schedule import VPDiscrete
 from depure.noise import Noise
 from depure.purify import BPDA, Defended, DiffPure, Identity
 from depure.rows import Chunk, chunked
-from depure.threat import L2, Linf
+from depure.threat import Linf
 from depure.types import Waypoint
 
 DOUBLE = torch.float64
@@ -331,28 +331,6 @@ def test_weight_0_is_the_inner_attack_bit_for_bit(defence, kind, inner, hear):
     assert not torch.equal(a, c)
     case = Case(model, x, Y, Linf(0.1), NOISE)
     assert kind(inner).trace_length(case) == len(plain)
-
-
-@pytest.mark.parametrize(
-    ("attack", "ball"),
-    [
-        (DiffAttack(PGD(2, eot=3), 10.0), Linf(0.05)),
-        (FullIntermediate(PGD(2, eot=2)), L2(0.5)),
-        (DiffAttack(APGD(2, eot=2)), Linf(0.05)),
-    ],
-    ids=["DiffAttack", "FullIntermediate", "APGD"],
-)
-def test_ball_batch_chunk_and_repetition(defence, attack, ball):
-    model, x = defence(), pictures()
-    x_adv = attack(model, x, Y, ball, NOISE)
-    assert ball.contains(x_adv, x).all()
-    assert torch.equal(attack(model, x, Y, ball, NOISE), x_adv)
-    for rows in (slice(0, 1), slice(1, 3)):
-        part = attack(model, x[rows], Y[rows], ball, NOISE[rows])
-        torch.testing.assert_close(part, x_adv[rows])
-    with chunked(Chunk(2)):
-        small = attack(model, x, Y, ball, NOISE)
-    torch.testing.assert_close(small, x_adv)
 
 
 def test_deviation_grows_where_it_is_all_that_is_raised(defence):

@@ -6,7 +6,6 @@ from depure.attacks.unseen.low_frequency import Filter, LowFrequency, _form
 from depure.attacks.unseen.search import pull_back
 from depure.networks.features.distance import FeatureDistance
 from depure.noise import Noise
-from depure.rows import Chunk, chunked
 from depure.threat import L2, Linf, Perceptual
 
 DOUBLE = torch.float64
@@ -110,29 +109,6 @@ def test_it_lowers_accuracy_and_more_with_a_larger_bound(bounds):
         right.append((model(x_adv, judge).argmax(1) == y).double().mean())
     assert right[0] > 0.8
     assert right[0] - 0.05 > right[1] > right[2] + 0.1
-
-
-def test_other_images_and_chunks_change_nothing():
-    x, y = pictures(5), torch.tensor([0, 1, 2, 0, 1])
-    model, noise, ball = Shaky(), Noise.of(0, [3, 1, 4, 15, 9]), Perceptual(distance(), 0.05)
-    whole = LowFrequency(4, **SHORT)(model, x, y, ball, noise)
-    with chunked(Chunk(4)):
-        again = LowFrequency(4, **SHORT)(model, x, y, ball, noise)
-    torch.testing.assert_close(again, whole)
-    for rows in (slice(0, 2), slice(2, 5)):
-        part = LowFrequency(4, **SHORT)(model, x[rows], y[rows], ball, noise[rows])
-        torch.testing.assert_close(part, whole[rows])
-
-
-def test_a_non_finite_gradient_leaves_that_image_in_place(hear):
-    x = pictures(3) * 0.4
-    x[1, 0, 0, 0] = 0.9
-    y, heard = torch.zeros(3, dtype=torch.int64), []
-    attack = LowFrequency(4, **SHORT)
-    noise = Noise.of(0, range(3))
-    x_adv = attack(Shaky(broken=0.5), x, y, Linf(0.05), noise, watch=hear(heard.append))
-    assert (x_adv != x).flatten(1).any(1).tolist() == [True, False, True]
-    assert len(heard) == attack.steps
 
 
 def test_errors():

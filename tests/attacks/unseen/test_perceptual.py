@@ -6,7 +6,6 @@ from depure.attacks import PGD, Case
 from depure.attacks.unseen.perceptual import LPA, PPGD, steepest
 from depure.networks.features.distance import FeatureDistance
 from depure.noise import Noise
-from depure.rows import Chunk, chunked
 from depure.threat import Linf, Perceptual
 
 DOUBLE = torch.float64
@@ -95,31 +94,6 @@ def test_it_lowers_accuracy_and_more_with_a_larger_bound(attack):
         right.append((model(x_adv, judge).argmax(1) == y).double().mean())
     assert right[0] > 0.8
     assert right[0] - 0.1 > right[1] > right[2] + 0.1
-
-
-@pytest.mark.parametrize("kind", [PPGD, LPA])
-def test_other_images_and_chunks_change_nothing(kind):
-    x, y = pictures(5), torch.tensor([0, 1, 2, 0, 1])
-    model, noise = Shaky(), Noise.of(0, [3, 1, 4, 15, 9])
-    ball = Perceptual(FeatureDistance(network()), 0.2)
-    whole = kind(4, eot=3)(model, x, y, ball, noise)
-    with chunked(Chunk(2)):
-        again = kind(4, eot=3)(model, x, y, ball, noise)
-    torch.testing.assert_close(again, whole)
-    for rows in (slice(0, 2), slice(2, 5)):
-        part = kind(4, eot=3)(model, x[rows], y[rows], ball, noise[rows])
-        torch.testing.assert_close(part, whole[rows])
-
-
-@pytest.mark.parametrize("kind", [PPGD, LPA])
-def test_a_non_finite_gradient_leaves_that_image_in_place(kind):
-    x = pictures(3) * 0.4
-    x[1, 0, 0, 0] = 0.9
-    y, noise = torch.zeros(3, dtype=torch.int64), Noise.of(0, range(3))
-    ball = Perceptual(FeatureDistance(network()), 0.05)
-    attack = kind(4, eot=2, random_start=False)
-    x_adv = attack(Shaky(broken=0.5), x, y, ball, noise)
-    assert (x_adv != x).flatten(1).any(1).tolist() == [True, False, True]
 
 
 def test_errors():

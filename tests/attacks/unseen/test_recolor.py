@@ -7,7 +7,6 @@ from depure.attacks.asking.losses import margin
 from depure.attacks.unseen.recolor import ReColorAdv, _bounded, colouring, nodes
 from depure.attacks.unseen.search import pull_back, variation
 from depure.noise import Noise
-from depure.rows import Chunk, chunked
 from depure.threat import L2, Linf
 
 DOUBLE = torch.float64
@@ -146,32 +145,6 @@ def test_it_lowers_accuracy_and_more_with_a_larger_bound():
         right.append((model(attack(model, x, y, Linf(eps), noise), judge).argmax(1) == y).float())
     assert right[0] > 0.85
     assert right[0] - 0.1 > right[1].mean() > right[2].mean() + 0.1
-
-
-def test_other_images_and_chunks_change_nothing():
-    x = pictures(5, (3, 4, 4)).float()
-    model, y, noise = Shaky(48), torch.tensor([0, 1, 2, 0, 1]), Noise.of(0, [3, 1, 4, 15, 9])
-    settings = {"steps": 5, "resolution": 4, "eot": 3, "random_start": True}
-    whole = ReColorAdv(**settings)(model, x, y, Linf(0.1), noise)
-    for chunk in (1, 4):
-        with chunked(Chunk(chunk)):
-            again = ReColorAdv(**settings)(model, x, y, Linf(0.1), noise)
-        torch.testing.assert_close(again, whole)
-    for rows in (slice(0, 2), slice(2, 5)):
-        part = ReColorAdv(**settings)(model, x[rows], y[rows], Linf(0.1), noise[rows])
-        torch.testing.assert_close(part, whole[rows])
-
-
-def test_a_non_finite_gradient_leaves_that_image_in_place(hear):
-    x = pictures(3, (1, 5, 5)) * 0.4
-    x[1, 0, 0, 0] = 0.9
-    model, y = Shaky(25, broken=0.5), torch.zeros(3, dtype=torch.int64)
-    heard = []
-    attack = ReColorAdv(4, resolution=4, eot=2)
-    x_adv = attack(model, x, y, Linf(0.05), Noise.of(0, range(3)), watch=hear(heard.append))
-    assert torch.equal(x_adv[1], x[1])
-    assert (x_adv != x).flatten(1).any(1).tolist() == [True, False, True]
-    assert len(heard) == attack.steps
 
 
 def test_errors():

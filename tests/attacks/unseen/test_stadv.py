@@ -8,7 +8,6 @@ from depure.attacks.asking.losses import margin
 from depure.attacks.unseen.search import Change, pull_back, variation
 from depure.attacks.unseen.stadv import StAdv, bend
 from depure.noise import Noise
-from depure.rows import Chunk, chunked
 from depure.threat import Flow, Linf
 
 DOUBLE = torch.float64
@@ -150,40 +149,6 @@ def test_it_lowers_accuracy_and_more_with_a_wider_flow():
         right.append((model(x_adv, judge).argmax(1) == y).float().mean())
     assert right[0] > 0.9
     assert right[0] - 0.15 > right[1] > right[2] + 0.15
-
-
-def test_other_images_and_chunks_change_nothing():
-    x = pictures(5, (1, 6, 6)).float()
-    model, y, noise = Shaky(36), torch.tensor([0, 1, 2, 0, 1]), Noise.of(0, [3, 1, 4, 15, 9])
-    whole = StAdv(steps=6, eot=3, random_start=True)(model, x, y, Flow(0.2), noise)
-    for chunk in (1, 4):
-        with chunked(Chunk(chunk)):
-            again = StAdv(steps=6, eot=3, random_start=True)(model, x, y, Flow(0.2), noise)
-        torch.testing.assert_close(again, whole)
-    for rows in (slice(0, 2), slice(2, 5)):
-        part = StAdv(steps=6, eot=3, random_start=True)(
-            model, x[rows], y[rows], Flow(0.2), noise[rows]
-        )
-        torch.testing.assert_close(part, whole[rows])
-
-
-def test_a_non_finite_gradient_leaves_that_image_in_place(hear):
-    x = pictures(3, (1, 6, 6))
-    x[:, 0, 0, 0] = torch.tensor([0.2, 0.9, 0.2])
-    x[:, 0, :2, :2] = x[:, :1, 0, 0, None]
-    model, y, noise = (
-        Shaky(36, broken=0.5),
-        torch.zeros(3, dtype=torch.int64),
-        Noise.of(0, range(3)),
-    )
-    finite = []
-    x_adv = StAdv(steps=5, eot=2)(
-        model, x, y, Flow(0.2), noise, watch=hear(lambda m: finite.append(m.finite))
-    )
-    assert torch.equal(x_adv[1], x[1])
-    assert (x_adv != x).flatten(1).any(1).tolist() == [True, False, True]
-    assert torch.stack(finite).all(0).tolist() == [True, False, True]
-    assert len(finite) == 5
 
 
 def test_parameters_without_a_finite_gradient_rest_whatever_the_penalty():
