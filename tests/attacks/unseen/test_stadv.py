@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from depure.attacks import PGD
-from depure.attacks.asking.gradients import Expected, expected_grad
+from depure.attacks.asking.gradients import expected_grad
 from depure.attacks.asking.losses import margin
-from depure.attacks.unseen.search import Change, pull_back, variation
+from depure.attacks.unseen.search import pull_back, variation
 from depure.attacks.unseen.stadv import StAdv, bend
 from depure.noise import Noise
 from depure.threat import Flow, Linf
@@ -100,12 +100,6 @@ def test_the_gradient_pulled_back_is_that_of_finite_differences(average):
         torch.testing.assert_close((grad * v).flatten(1).sum(1), rise, rtol=1e-5, atol=1e-7)
 
 
-def test_variation_by_hand():
-    f = torch.zeros(1, 2, 2, 2, dtype=DOUBLE)
-    f[0, :, 0, 0] = torch.tensor([3.0, 4.0])
-    torch.testing.assert_close(variation(f), torch.tensor([20.0], dtype=DOUBLE), atol=1e-3, rtol=0)
-
-
 @pytest.mark.parametrize("random_start", [False, True])
 def test_the_proposal_is_a_flow_within_the_bound(random_start):
     """Each pixel within the values that 0.9 pixels reach, and no image leaves [0, 1]."""
@@ -149,29 +143,6 @@ def test_it_lowers_accuracy_and_more_with_a_wider_flow():
         right.append((model(x_adv, judge).argmax(1) == y).float().mean())
     assert right[0] > 0.9
     assert right[0] - 0.15 > right[1] > right[2] + 0.15
-
-
-def test_parameters_without_a_finite_gradient_rest_whatever_the_penalty():
-    class Straight(StAdv):
-        """Moves pixels themselves, down a penalty alone."""
-
-        def measured(self, case, points, name, *numbers):
-            # Each iterate better than the last, one image without a gradient.
-            loss = torch.full((2,), float(numbers[0]), dtype=DOUBLE)
-            finite = torch.tensor([True, False])
-            return Expected(0 * points, loss, 0 * loss, finite, 0 * loss, ~finite)
-
-        def change(self, case):
-            return Change("any", lambda p: p, lambda p: p, case.x, 0.1)
-
-        def _penalty(self, params):
-            return params.flatten(1).sum(1)
-
-    x = torch.full((2, 1, 2, 2), 0.9, dtype=DOUBLE)
-    y, noise = torch.zeros(2, dtype=torch.int64), Noise.of(0, range(2))
-    found = Straight(steps=3)(Shaky(4, level=0.0), x, y, Flow(), noise)
-    torch.testing.assert_close(found[0], x[0] - 0.3)
-    assert torch.equal(found[1], x[1])
 
 
 def test_the_last_row_and_column_have_a_slope_inwards():
