@@ -230,9 +230,7 @@ def test_an_image_with_a_broken_gradient_stays_and_is_reported(ball, hear):
     x[1, 0, 0, 0] = 0.95
     y, noise, seen = torch.zeros(3, dtype=torch.int64), Noise.of(0, range(3)), []
     attack = APGD(steps=8, random_start=False)
-    found = attack(
-        Broken(), x, y, ball, noise, watch=hear(lambda m: seen.append(m.finite.tolist()))
-    )
+    found = attack(Broken(), x, y, ball, noise, watch=hear(seen.append))
     assert torch.equal(found[1], x[1])
     assert [m.finite.tolist() for m in seen] == [[True, False, True]] * 8
     rows = [0, 2]
