@@ -215,17 +215,6 @@ def concrete(kind: type[Attack]) -> Iterator[type[Attack]]:
         yield from concrete(child)
 
 
-def parts(thing: object) -> Iterator[Attack]:
-    """An attack and those inside it."""
-    if isinstance(thing, Attack):
-        yield thing
-        for field in dataclasses.fields(thing):  # type: ignore[arg-type]
-            yield from parts(getattr(thing, field.name))
-    elif isinstance(thing, tuple):
-        for part in thing:
-            yield from parts(part)
-
-
 def test_every_attack_has_a_row() -> None:
     for module in pkgutil.walk_packages(depure.attacks.__path__, "depure.attacks."):
         importlib.import_module(module.name)
@@ -407,4 +396,3 @@ def test_the_record_has_every_setting(name: str) -> None:
     attack = EVERY[name].attack
     record = json.loads(json.dumps(settings_of(attack)))
     assert rebuilt(record, attack) == attack
-    assert len({json.dumps(settings_of(part)) for part in parts(attack)}) == len(set(parts(attack)))
