@@ -22,7 +22,7 @@ CALLS = (
     ("Threat(Linf(), ('forward',), mix={})", "mix"),
     *(
         (f"PGD({name}={{}})", name)
-        for name in ("steps", "step_size", "eot", "average", "loss", "target", "start", "chunk")
+        for name in ("steps", "step_size", "eot", "average", "loss", "target", "start")
     ),
     *(
         (f"Plan({name}={{}})", name)

@@ -45,17 +45,25 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from depure.attacks import LPA, PPGD, FeatureDistance, LowFrequency, Perceptual, ReColorAdv, StAdv
-from depure.attacks.base import Attack, Watch, calls_of_watch
-from depure.attacks.expected import Expected
-from depure.attacks.model import Model
-from depure.attacks.search import Best
+from depure.attacks import (
+    LPA,
+    PPGD,
+    Attack,
+    Case,
+    Expected,
+    LowFrequency,
+    ReColorAdv,
+    StAdv,
+    Watch,
+)
+from depure.attacks.ascent import Best
 from depure.data import image_folder
 from depure.evaluation.statistics import difference
+from depure.networks.features.distance import FeatureDistance
 from depure.noise import Noise
 from depure.purify import Defended
 from depure.purify.base import Identity
-from depure.threat import Ball, Flow, Linf
+from depure.threat import Ball, Flow, Linf, Perceptual
 from depure.zoo import load_classifier
 
 
@@ -69,29 +77,24 @@ class Altered(Attack):
     value: object = field(repr=False)
 
     @property
-    def iterations(self) -> int:
-        return calls_of_watch(self.attack)
+    def balls(self) -> tuple[type[Ball], ...]:
+        return self.attack.balls
 
-    def __call__(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        ball: Ball,
-        noise: Noise,
-        watch: Watch | None = None,
-    ) -> Tensor:
+    def trace_length(self, case: Case) -> int:
+        return self.attack.trace_length(case)
+
+    def propose(self, case: Case, watch: Watch) -> Tensor:
         with mock.patch(self.name, self.value):
-            return self.attack(model, x, y, ball, noise, watch)
+            return self.attack(case.model, case.x, case.y, case.ball, case.noise, watch=watch)
 
 
 def last(attack: Attack) -> Attack:
     """Ours proposing its last iterate, as the published do, rather than its best."""
 
-    def improved(best: Best, x: Tensor, seen: Expected, allowed: Tensor | None = None) -> Best:
+    def newest(best: Best, x: Tensor, seen: Expected, allowed: Tensor | None = None) -> Best:
         return Best(x, seen)
 
-    return Altered(attack, "last iterate", "depure.attacks.search.Best.improved", improved)
+    return Altered(attack, "last iterate", "depure.attacks.ascent.Best.or_better", newest)
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,7 @@ def perceptual(args: argparse.Namespace, distance: FeatureDistance) -> list[Row]
     """PPGD, LPA and LF, bounded by the features of the classifier itself."""
     ball, clones = Perceptual(distance, args.features), (args.perceptual_advex, args.recoloradv)
     ppgd, lpa, lf = PPGD(eot=1), LPA(eot=1), LowFrequency(eot=1)
-    fine = Altered(lf, "colour 0.05", "depure.attacks.lowfreq._COLOUR", 0.05)
+    fine = Altered(lf, "colour 0.05", "depure.attacks.unseen.low_frequency._COLOUR", 0.05)
     bound = f"features {ball.eps} {distance.layers}"
     return [
         Row("PPGD", ball, ppgd, published_ppgd(*clones, ball, ppgd, args.seed),
@@ -231,7 +234,7 @@ def outside(ball: Ball, x_adv: Tensor, x: Tensor) -> tuple[int, str]:
     """How many images are out of the bound, and the largest of what is bounded."""
     count = int((~ball.contains(x_adv, x)).sum())
     if isinstance(ball, Perceptual):
-        return count, f"{float(ball.apart(x_adv, x).max()):.4f}"
+        return count, f"{float(ball.distance_of(x_adv, x).max()):.4f}"
     return count, "" if isinstance(ball, Flow) else f"{float(ball.size(x_adv - x).max()):.4f}"
 
 

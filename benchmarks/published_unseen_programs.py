@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from depure.attacks import LPA, PPGD, FeatureDistance, LowFrequency, Perceptual, ReColorAdv, StAdv
-from depure.attacks.recolor import colouring
-from depure.attacks.search import variation
-from depure.attacks.stadv import bend
-from depure.threat import Flow, Linf
+from depure.attacks import LPA, PPGD, LowFrequency, ReColorAdv, StAdv
+from depure.attacks.unseen.recolor import colouring
+from depure.attacks.unseen.search import variation
+from depure.attacks.unseen.stadv import bend
+from depure.networks.features.distance import FeatureDistance
+from depure.threat import Flow, Linf, Perceptual
 
 Published = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (classifier, x, y) -> x_adv
 _ABSENT = (
@@ -165,7 +166,7 @@ def _in_batches(
         torch.manual_seed(seed)
         with _importable(advex, mister):
             module = importlib.import_module("perceptual_advex.perceptual_attacks")
-            model = Wrapped(classifier, ball.between.layers)
+            model = Wrapped(classifier, ball.metric.layers)
             found = getattr(module, name)(model, bound=ball.eps, **settings)
             pairs = zip(torch.split(x, _BATCH), torch.split(y, _BATCH), strict=True)
             return torch.cat([found(a.clone(), b).detach() for a, b in pairs])
@@ -248,7 +249,7 @@ def published_lf(
             shapes.unsqueeze_like = lambda a, b: a.view(-1, *[1] * (b.ndim - 1))
             module: Any = importlib.import_module("DiffBreak.attacks.lf")
             module.kornia.filters.get_gaussian_kernel2d = _bell
-            module.OurDistance = lambda: ball.between
+            module.OurDistance = lambda: ball.metric
             losses = importlib.import_module("DiffBreak.utils.losses")
             found = module.LF(
                 _Judge(classifier, losses.MarginLoss(targeted=False, negate=True)),

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from depure import Defended, Identity, Linf, Threat, digits, evaluate, load_classifier
+
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.S)
 
@@ -17,3 +19,15 @@ def test_extending(block, tmp_path, monkeypatch):
 
 def test_there_are_blocks():
     assert len(BLOCKS) >= 4
+
+
+def test_the_attack_that_is_shown_attacks():
+    names = {"__name__": "docs"}
+    (block,) = [b for b in BLOCKS if "OneStep" in b]
+    exec(compile(block, "docs/extending.md", "exec"), names)
+    images, model = digits("test").sample(16), Defended(Identity(), load_classifier("digits"))
+    evaluated = evaluate(
+        model, images, names["OneStep"](), Threat(Linf(0.2)), draws=1, check_images=0
+    )
+    assert evaluated.robust.value < evaluated.clean.value - 0.2
+    assert evaluated.shard.loss.shape == (16, 1)  # the trace has the one iteration

@@ -15,15 +15,13 @@ from depure.attacks import (
     SPSA,
     DiffAttack,
     DiffHammer,
-    FeatureDistance,
     FullIntermediate,
     LowFrequency,
-    Perceptual,
     RayS,
     ReColorAdv,
     Square,
     StAdv,
-    StandIn,
+    SubstituteAttack,
     Transfer,
     autoattack,
     strongest,
@@ -34,8 +32,9 @@ from depure.cli.build import build_model, build_purifier, build_sampler
 from depure.cli.evaluate import command
 from depure.cli.options import ATTACKS
 from depure.diffusion import Heun, Straight, VPDiscrete
+from depure.networks.features.distance import FeatureDistance
 from depure.purify import BPDA
-from depure.threat import L1, L2, Flow, Linf, Threat
+from depure.threat import L1, L2, Flow, Linf, Perceptual, Threat
 from depure.zoo import load_classifier
 from depure.zoo.classifier import BUNDLED
 
@@ -57,7 +56,7 @@ def options(line=""):
         ("--attack fab --attack-steps 50", FAB(steps=50, eot=20)),
         ("--attack square --attack-steps 10", Square(steps=10)),
         ("--attack spsa", SPSA()),
-        ("--attack rays --chunk 8", RayS(chunk=8)),
+        ("--attack rays --chunk 8", RayS()),
         ("--attack mi-pgd --eot 3", MIPGD(eot=3)),
         ("--attack diffattack --eot 3", DiffAttack(APGD(eot=3))),
         ("--attack diffattack-published --eot 3", DiffAttack(APGD(eot=3), balanced=False)),
@@ -102,10 +101,9 @@ def test_every_name_is_known_to_both_sides():
 
 def test_attacks_on_something_simpler():
     model = build_model(options("--images 2 --steps 2"))[0]
-    found = build_attack(options("--attack bpda --eot 3 --chunk 4"), model)
-    assert isinstance(found, StandIn)
-    assert found.attack == PGD(50, eot=3, average="logits", chunk=4)
-    assert found.chunk == 4
+    found = build_attack(options("--attack bpda --eot 3"), model)
+    assert isinstance(found, SubstituteAttack)
+    assert found.attack == PGD(50, eot=3, average="logits")
     assert found.source.purifier.backprop == Straight()
     assert found.source.classifier is model.classifier
     bare = build_model(options("--images 2 --denoiser none"))[0]
@@ -150,13 +148,18 @@ def test_edm_samplers():
 def test_ensembles():
     found = build_attack(options("--attack autoattack-fixed --attack-steps 4 --eot 3"))
     assert found == autoattack("fixed", Linf(), steps=4, eot=3)
-    found = build_attack(options("--attack autoattack --queries 9 --chunk 5"))
-    assert [m.chunk for m in found.members] == [5] * 4
+    found = build_attack(options("--attack autoattack --queries 9"))
     assert found.members[-1].steps == 9
     few = build_attack(options("--attack strongest --calls 300 --knows forward"))
     assert few == strongest(300, Linf())
     with pytest.raises(ValueError, match="--eot does not apply to the attack strongest"):
         build_attack(options("--attack strongest --eot 2"))
+
+
+def test_the_chunk_is_the_rows_of_a_pass(run, tmp_path):
+    line = "evaluate --images 4 --steps 2 --eps 0.2 --draws 1 --check-images 0 --attack-steps 1"
+    assert run(f"{line} --eot 2 --gradient-check none --chunk 3 --out a")[0] == 0
+    assert json.loads((tmp_path / "a" / "chunk.json").read_text())["rows"] == 3
 
 
 def test_images_that_someone_else_made_are_judged_alike(run, tmp_path):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from depure import DDPM, Defended, DiffPure, Identity, Noise, load_classifier, load_denoiser
-from depure.attacks.expected import expected_grad
-from depure.attacks.losses import LOSSES
+from depure.attacks.asking.gradients import expected_grad
+from depure.attacks.asking.losses import LOSSES
 from depure.diffusion import Backprop, Checkpoint, Full, Straight, Surrogate
 from depure.evaluation.memory import need_of, peak_bytes, plan_chunk
 from depure.rows import Chunk, chunked

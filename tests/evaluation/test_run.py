@@ -23,7 +23,7 @@ from depure.attacks import (
     Ensemble,
     LowFrequency,
     Square,
-    StandIn,
+    SubstituteAttack,
     Transfer,
     autoattack,
 )
@@ -113,10 +113,7 @@ def test_judging_draws_are_fresh_and_the_null_control_shares_them(images):
 
 def test_sizes_do_not_change_outcomes(images):
     base = evaluate(MODEL, images, ATTACK, THREAT, **SETTINGS).shard
-    other_attack = dataclasses.replace(ATTACK, chunk=3)
-    other = evaluate(
-        MODEL, images, other_attack, THREAT, **{**SETTINGS, "shard_size": 22}, batch=7
-    ).shard
+    other = evaluate(MODEL, images, ATTACK, THREAT, **{**SETTINGS, "shard_size": 22}, batch=3).shard
     assert torch.equal(base.adversarial, other.adversarial)
     assert torch.equal(base.clean, other.clean)
     torch.testing.assert_close(base.x_adv, other.x_adv)
@@ -583,7 +580,7 @@ def test_checks_double_what_an_attack_is_made_of():
     bare = nn.Identity().eval()
     assert _doubled(PGD(7, eot=3), "steps") == PGD(14, eot=3)
     assert _doubled(Transfer(PGD(7), bare), "steps").attack == PGD(14)
-    assert _doubled(StandIn(PGD(7, eot=3), bare), "eot").attack == PGD(7, eot=6)
+    assert _doubled(SubstituteAttack(PGD(7, eot=3), bare), "eot").attack == PGD(7, eot=6)
     found = _doubled(autoattack("stochastic", eot=4), "eot")
     assert [m.eot for m in found.members] == [8] * 4
     assert [type(m) for m in found.members] == [type(m) for m in autoattack().members]
@@ -593,7 +590,7 @@ def test_checks_double_what_an_attack_is_made_of():
 
 
 def test_an_attack_on_something_simpler_is_checked_on_the_bare_classifier(images, tmp_path):
-    attack = StandIn(ATTACK, Defended(BPDA(Jitter()), MODEL.classifier), judge_draws=2)
+    attack = SubstituteAttack(ATTACK, Defended(BPDA(Jitter()), MODEL.classifier), judge_draws=2)
     evaluate(MODEL, images, attack, THREAT, out=tmp_path / "run", **SETTINGS)
     card = json.loads((tmp_path / "run" / "card.json").read_text())
     assert {"transfer", "more steps", "more EoT draws"} <= {c["name"] for c in card["checks"]}
@@ -604,7 +601,9 @@ def test_an_attack_with_a_start_is_traced_and_checked(images):
     attack = PGD(steps=4, eot=4, start=Transfer(PGD(steps=5), Head().eval()))
     assert evaluate(MODEL, images, attack, THREAT, **SETTINGS).shard.loss.shape[1] == 4
     # The transfer from the bare classifier leaves out a start that needs the defence.
-    past = PGD(steps=3, eot=2, start=StandIn(PGD(steps=2), Defended(BPDA(Jitter()), Head())))
+    past = PGD(
+        steps=3, eot=2, start=SubstituteAttack(PGD(steps=2), Defended(BPDA(Jitter()), Head()))
+    )
     for one in (past, Ensemble((past, PGD(steps=2)), judge_draws=3)):
         named = [c["name"] for c in evaluate(MODEL, images, one, THREAT, **SETTINGS).card["checks"]]
         assert "transfer" in named
@@ -619,7 +618,7 @@ def test_an_attack_with_a_start_is_traced_and_checked(images):
         (FAB(2, steps=2, eot=2), False, False),
         (Transfer(ATTACK, Head().eval()), True, False),
         (Transfer(FAB(2, steps=2, eot=2), Head().eval()), False, False),
-        (StandIn(ATTACK, Defended(BPDA(Jitter()), Head())), True, False),
+        (SubstituteAttack(ATTACK, Defended(BPDA(Jitter()), Head())), True, False),
         (LowFrequency(steps=2, eot=2, kernels=()), True, False),
     ],
     ids=lambda value: type(value).__name__,
@@ -646,7 +645,7 @@ def test_an_ensemble_accounts_for_its_calls(images, tmp_path):
     def kill(*args):
         raise KeyboardInterrupt
 
-    kills = type("PGD", (PGD,), {"__call__": kill})  # its record is that of the other
+    kills = type("PGD", (PGD,), {"propose": kill})  # its record is that of the other
     object.__setattr__(battery, "members", (battery.members[0], kills(steps=5, eot=4)))
     with pytest.raises(KeyboardInterrupt):
         evaluate(MODEL, images, battery, THREAT, out=tmp_path / "killed", **settings)
@@ -660,7 +659,8 @@ def test_an_ensemble_accounts_for_its_calls(images, tmp_path):
 
 def test_what_is_heard_of_targeted_attacks():
     one, two = (APGD(loss="dlr", targets=n) for n in (1, 2))
-    assert (one.heard, two.heard, DiffAttack(two).heard) == ("proposal", "aims", "aims")
+    assert one.trace_of == "defence"
+    assert two.trace_of == DiffAttack(two).trace_of == "several targets"
 
 
 def test_journals_that_are_left_over_are_deleted(images, tmp_path):
@@ -685,9 +685,9 @@ def test_a_run_without_a_folder_keeps_no_journal(images, monkeypatch):
 
 def test_a_source_with_another_gradient_is_another_run(images, tmp_path):
     """Its answers must not be taken for those of the first."""
-    one = StandIn(PGD(steps=2), Defended(BPDA(Jitter()), Head()))
+    one = SubstituteAttack(PGD(steps=2), Defended(BPDA(Jitter()), Head()))
     evaluate(MODEL, images, one, THREAT, out=tmp_path, **SETTINGS)
-    other = StandIn(PGD(steps=2), Defended(Jitter(), Head()))
+    other = SubstituteAttack(PGD(steps=2), Defended(Jitter(), Head()))
     with pytest.raises(ValueError, match=r"attack\.source"):
         evaluate(MODEL, images, other, THREAT, out=tmp_path, **SETTINGS)
 

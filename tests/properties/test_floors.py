@@ -10,8 +10,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src" / "depure"
 
-# F0 to F6 of the design. Inside F3 the threat stands below those who attack or train under it, and
-# inside F4 the evaluation below the analysis.
+# F0 to F6 of the design. Networks know values alone: a threat may be a distance of their features.
+# Inside F3 the threat stands below those who attack or train under it, and inside F4 the evaluation
+# below the analysis.
 FLOORS = {
     "files": -1,
     "answers": 0,
@@ -102,10 +103,12 @@ def test_imports_come_from_below(path: Path) -> None:
     [
         ("noise.py", "from depure.types import Step"),
         ("diffusion/grid.py", "from depure.purify import DiffPure"),
-        ("purify/diffpure.py", "from depure.attacks.pgd import PGD"),
-        ("attacks/pgd.py", "def f():\n    from depure.purify.base import Purifier"),
-        ("attacks/pgd.py", "import depure.training"),
-        ("threat.py", "from depure.attacks import Attack"),
+        ("purify/diffpure.py", "from depure.attacks.gradient.pgd import PGD"),
+        ("attacks/gradient/pgd.py", "def f():\n    from depure.purify.base import Purifier"),
+        ("attacks/gradient/pgd.py", "import depure.training"),
+        ("threat/balls.py", "from depure.attacks import Attack"),
+        ("networks/features/distance.py", "from depure.threat import Ball"),
+        ("networks/features/distance.py", "from depure.diffusion import Denoiser"),
         ("evaluation/run.py", "import depure.reporting.page"),
         ("evaluation/run.py", "from depure import PGD"),
         ("evaluation/run.py", "from depure.zoo import load_denoiser"),
@@ -126,7 +129,9 @@ def test_faults_are_found(path: str, source: str) -> None:
             "diffusion/chain.py",
             "from depure.noise import Noise\nfrom depure.diffusion.grid import Grid",
         ),
-        ("attacks/pgd.py", "import torch\nfrom depure.threat import Ball"),
+        ("attacks/gradient/pgd.py", "import torch\nfrom depure.threat import Ball"),
+        ("networks/features/distance.py", "from depure.rows import parts"),
+        ("threat/unseen.py", "from depure.networks.features.distance import FeatureDistance"),
         ("cli/main.py", "from depure.zoo import load_denoiser\nfrom depure.reporting import page"),
         ("zoo/load.py", "from depure.data.images import Images\nfrom depure.diffusion import DDPM"),
     ],

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from depure.attacks import FeatureDistance
 from depure.cli.attacks import build_threat
 from depure.cli.evaluate import command
+from depure.networks.features.distance import FeatureDistance
 from depure.zoo.lpips import load_lpips
 
 WIDTHS = {"alexnet": (64, 192, 384, 256, 256), "vgg16": (64, 128, 256, 512, 512)}
@@ -99,8 +99,8 @@ def test_on_the_command_line(tmp_path):
     for spec, weighted in ((f"alexnet:{net}", 0), (f"alexnet:{net},{lin}", 5)):
         line = f"--attack lpa --perceptual-net {spec}".split()
         ball = build_threat(command.make_context("evaluate", line).params).ball
-        assert ball.between.layers[-1] == "features.11"
-        assert len(ball.between.weights) == weighted
+        assert ball.metric.layers[-1] == "features.11"
+        assert len(ball.metric.weights) == weighted
 
 
 def test_bad_files(tmp_path):

@@ -26,9 +26,9 @@ from depure.analysis.transfer import (
     table_of,
     triple,
 )
-from depure.attacks.expected import expected_grad
-from depure.attacks.losses import LOSSES
-from depure.attacks.pgd import PGD
+from depure.attacks.asking.gradients import expected_grad
+from depure.attacks.asking.losses import LOSSES
+from depure.attacks.gradient.pgd import PGD
 from depure.data.images import Images
 from depure.diffusion.backprop import Adjoint, Backprop, Checkpoint, Straight, Surrogate
 from depure.diffusion.backprop.base import require_graph
@@ -42,7 +42,7 @@ from depure.purify.bpda import BPDA
 from depure.purify.defended import Defended
 from depure.purify.diffpure import DiffPure
 from depure.rows import rows_at_once
-from depure.threat import Ball, Threat
+from depure.threat import Norm, Threat
 
 NOTES = (
     "snr(k) = |g| / sqrt(E |g_k - g|^2) with g the expected gradient and g_k the mean of k draws: "
@@ -122,7 +122,7 @@ class Gradients:
 def gradients(
     models: Defended | Mapping[str, Defended],
     images: Images,
-    ball: Ball,
+    ball: Norm,
     *,
     attack: PGD | None = None,
     draws: Sequence[int] = (1, 2, 4, 8, 16, 32),

@@ -13,11 +13,11 @@ from torch import Tensor
 from depure.analysis.common import begin, check_counts, join, slices, tag
 from depure.analysis.store import Array, Arrays, Cells
 from depure.analysis.trajectories import Route, height_noise, losses_at, path_of, settings_of
-from depure.attacks.pgd import PGD
+from depure.attacks.gradient.pgd import PGD
 from depure.data.images import Images
 from depure.noise import Noise
 from depure.purify.defended import Defended
-from depure.threat import Ball
+from depure.threat import Norm
 from depure.weights import fingerprint
 
 Direction = str | Tensor
@@ -66,7 +66,7 @@ class Landscape:
 def landscape(
     model: Defended,
     images: Images,
-    ball: Ball,
+    ball: Norm,
     *,
     attack: PGD | None = None,
     directions: tuple[Direction, Direction] = ("dw-box", "white-box-eot"),
@@ -185,7 +185,7 @@ class _Work:
     """Everything that a piece of the surface needs besides its images."""
 
     model: Defended
-    ball: Ball
+    ball: Norm
     attack: PGD
     axis: Array
     draws: int

@@ -15,7 +15,7 @@ from depure.analysis.common import begin, check_counts, device_of, join, slices,
 from depure.analysis.store import Array, Arrays, Cells
 from depure.analysis.trajectories import Route, path_of, settings_of
 from depure.answers import right
-from depure.attacks.pgd import PGD
+from depure.attacks.gradient.pgd import PGD
 from depure.data.images import Images
 from depure.diffusion.chain import Chain
 from depure.diffusion.schedule import VPDiscrete
@@ -23,7 +23,7 @@ from depure.noise import Noise
 from depure.purify.defended import Defended
 from depure.purify.diffpure import DiffPure
 from depure.rows import rows_at_once
-from depure.threat import Ball
+from depure.threat import Norm
 from depure.weights import fingerprint
 
 NOTES = (
@@ -79,7 +79,7 @@ class Purification:
 def purification(
     model: Defended,
     images: Images,
-    ball: Ball,
+    ball: Norm,
     *,
     attack: PGD | None = None,
     attacked: Tensor | None = None,
@@ -180,7 +180,7 @@ def variant_of(purifier: DiffPure, t_star: float, steps: int) -> DiffPure:
     )
 
 
-def _check_attacked(attacked: Tensor, images: Images, ball: Ball) -> None:
+def _check_attacked(attacked: Tensor, images: Images, ball: Norm) -> None:
     if attacked.shape != images.x.shape:
         raise ValueError(
             f"attacked images must have the clean ones' shape {tuple(images.x.shape)}; got "

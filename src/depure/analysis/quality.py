@@ -14,7 +14,7 @@ from torch import Tensor
 from depure.analysis.common import begin, check_counts, device_of, join, slices, tag
 from depure.analysis.purification import penultimate
 from depure.analysis.store import Array, Arrays, Cells
-from depure.attacks.pgd import PGD
+from depure.attacks.gradient.pgd import PGD
 from depure.data.images import Images
 from depure.diffusion.schedule import Karras
 from depure.evaluation.record import describe

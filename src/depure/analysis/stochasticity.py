@@ -23,15 +23,15 @@ from depure.analysis.transfer import (
     share,
     triple,
 )
+from depure.attacks.asking.losses import cross_entropy
 from depure.attacks.base import Attack
-from depure.attacks.losses import cross_entropy
-from depure.attacks.pgd import PGD
+from depure.attacks.gradient.pgd import PGD
 from depure.data.images import Images
 from depure.evaluation.record import describe
 from depure.noise import Noise
 from depure.purify.base import check_stages
 from depure.purify.defended import Defended
-from depure.threat import Ball, Threat
+from depure.threat import Norm, Threat
 
 BOTH = "both"  # every stage at which a defence draws noise
 
@@ -105,7 +105,7 @@ class Stochasticity:
 def stochasticity(
     models: Defended | Mapping[str, Defended],
     images: Images,
-    ball: Ball,
+    ball: Norm,
     *,
     attack: Attack | None = None,
     levels: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
@@ -205,7 +205,7 @@ def check_rising(name: str, values: Sequence[float]) -> None:
         raise ValueError(f"{name} must rise, without repetition; got {tuple(values)}")
 
 
-def _mixed(model: Defended, ball: Ball, held: str, level: float) -> Threat:
+def _mixed(model: Defended, ball: Norm, held: str, level: float) -> Threat:
     """The threat at a level; at level 1 nothing is held, so that it is one for all stages."""
     known = model.stages if level == 1.0 else _stages(model, held)
     return Threat(ball, known, mix=float(level))

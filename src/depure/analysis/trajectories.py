@@ -12,17 +12,18 @@ from torch import Tensor
 
 from depure.analysis.common import begin, check_counts, device_of, join, mean_known, slices, tag
 from depure.analysis.store import Array, Arrays, Cells
-from depure.attacks.base import beginning
-from depure.attacks.expected import distinct_draws
-from depure.attacks.losses import LOSSES
-from depure.attacks.pgd import PGD
+from depure.attacks.asking.gradients import Expected, distinct_draws
+from depure.attacks.asking.losses import LOSSES
+from depure.attacks.base import Watch, start_point
+from depure.attacks.case import Case
+from depure.attacks.gradient.pgd import PGD
 from depure.data.images import Images
 from depure.evaluation.record import describe
 from depure.evaluation.shards import base_noise
 from depure.noise import Noise
 from depure.purify.defended import Defended
 from depure.rows import rows_at_once
-from depure.threat import Ball, Threat
+from depure.threat import Norm, Threat
 
 INFERENCES = (
     "inference: the paper does not state how its trajectories were projected nor under which noise "
@@ -52,7 +53,7 @@ class Route:
     def __str__(self) -> str:
         return f"{self.name} {self.repeat + 1}" if self.repeat else self.name
 
-    def threat(self, model: Defended, ball: Ball) -> Threat:
+    def threat(self, model: Defended, ball: Norm) -> Threat:
         """The ball, and every stage or none known."""
         return Threat(ball, model.stages if self.name == "dw-box" else ())
 
@@ -91,7 +92,7 @@ class Trajectories:
 def trajectories(
     model: Defended,
     images: Images,
-    ball: Ball,
+    ball: Norm,
     *,
     attack: PGD | None = None,
     repeats: int = 2,
@@ -201,7 +202,7 @@ def _unit(rows: Array) -> Array:
     return rows / np.where(norm > 0, norm, np.nan)
 
 
-def follow(attack: PGD, model: Defended, images: Images, ball: Ball, noise: Noise) -> Tensor:
+def follow(attack: PGD, model: Defended, images: Images, ball: Norm, noise: Noise) -> Tensor:
     """Every iterate of a PGD attack (B, steps + 1, C, H, W), from its start to its proposal.
 
     The gradients are those that the attack reports; the steps are repeated from them.
@@ -212,21 +213,29 @@ def follow(attack: PGD, model: Defended, images: Images, ball: Ball, noise: Nois
     device = device_of(model, images.x)
     x, y = images.x.to(device), images.y.to(device)
     step = ball.default_step if attack.step_size is None else attack.step_size
-    found = [beginning(attack, model, x, y, ball, noise)]
-
-    def watch(iteration: int, measured: Any) -> None:
-        found.append(ball.project(found[-1] + step * ball.ascend(measured.grad), x))
-
-    end = attack(model, x, y, ball, noise, watch)
-    if not torch.equal(end, found[-1]):
+    case = Case(model, x, y, ball, noise)
+    path = _Path(ball, x, step, start_point(case, attack.start, attack.random_start))
+    end = attack(model, x, y, ball, noise, watch=path)
+    if not torch.equal(end, path.points[-1]):
         raise RuntimeError("the steps repeated from PGD's gradients do not lead to its proposal")
-    return torch.stack(found, 1).cpu()
+    return torch.stack(path.points, 1).cpu()
+
+
+class _Path(Watch):
+    """Repeats PGD's steps from the gradients that it reports."""
+
+    def __init__(self, ball: Norm, x: Tensor, step: float, start: Tensor) -> None:
+        self.ball, self.x, self.step, self.points = ball, x, step, [start]
+
+    def iteration(self, measured: Expected) -> None:
+        step = self.step * self.ball.ascend(measured.grad)
+        self.points.append(self.ball.project(self.points[-1] + step, self.x))
 
 
 def path_of(
     model: Defended,
     images: Images,
-    ball: Ball,
+    ball: Norm,
     attack: PGD,
     route: Route,
     seed: int,
@@ -275,7 +284,7 @@ def losses_at(
 
 
 def settings_of(
-    model: Defended, images: Images, ball: Ball, attack: PGD, seed: int
+    model: Defended, images: Images, ball: Norm, attack: PGD, seed: int
 ) -> dict[str, Any]:
     """What every instrument on attacks records: the setting of an evaluation of this attack."""
     record = describe(model, images, attack, Threat(ball), draws=1, seed=seed)

@@ -13,9 +13,9 @@ from scipy.special import stdtrit
 
 from depure.analysis.common import begin, check_counts, device_of, join, slices, tag
 from depure.analysis.store import Array, Arrays, Cells
+from depure.attacks.asking.gradients import distinct_draws
 from depure.attacks.base import Attack
-from depure.attacks.expected import distinct_draws
-from depure.attacks.pgd import PGD
+from depure.attacks.gradient.pgd import PGD
 from depure.data.images import Images
 from depure.evaluation.record import describe
 from depure.evaluation.shards import base_noise, compute_shard, predict

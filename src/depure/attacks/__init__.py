@@ -1,25 +1,29 @@
 """Attacks: `(model, x, y, ball, noise) -> x_adv`. They propose; the evaluation judges."""
 
-from depure.attacks.adaptive import MIPGD, DiffHammer, StandIn
-from depure.attacks.apgd import APGD
-from depure.attacks.autoattack import FixedAutoAttack, Transfer, autoattack, strongest
+from depure.attacks.asking.gradients import Expected, expected_grad
+from depure.attacks.asking.losses import LOSSES, Loss
+from depure.attacks.asking.model import Model, Traced
 from depure.attacks.base import Attack, Watch
-from depure.attacks.ensemble import Ensemble, Proposal
-from depure.attacks.expected import Expected, expected_grad
-from depure.attacks.fab import FAB
-from depure.attacks.features import FeatureDistance, Perceptual
-from depure.attacks.intermediate import DiffAttack, FullIntermediate
-from depure.attacks.losses import LOSSES, Loss
-from depure.attacks.lowfreq import LowFrequency
-from depure.attacks.model import Model, Traced
-from depure.attacks.perceptual import LPA, PPGD
-from depure.attacks.pgd import PGD
-from depure.attacks.rays import RayS
-from depure.attacks.recolor import ReColorAdv
-from depure.attacks.scorestart import ScoreStart
-from depure.attacks.spsa import SPSA
-from depure.attacks.square import Square
-from depure.attacks.stadv import StAdv
+from depure.attacks.blackbox.rays import RayS
+from depure.attacks.blackbox.spsa import SPSA
+from depure.attacks.blackbox.square import Square
+from depure.attacks.case import Case
+from depure.attacks.ensembles.autoattack import FixedAutoAttack, autoattack
+from depure.attacks.ensembles.cascade import Proposal
+from depure.attacks.ensembles.ensemble import Ensemble
+from depure.attacks.ensembles.strongest import strongest
+from depure.attacks.gradient.apgd import APGD
+from depure.attacks.gradient.diffhammer import DiffHammer
+from depure.attacks.gradient.fab import FAB
+from depure.attacks.gradient.momentum import MIPGD
+from depure.attacks.gradient.pgd import PGD
+from depure.attacks.purifier.intermediate import DiffAttack, FullIntermediate
+from depure.attacks.purifier.score_start import ScoreStart
+from depure.attacks.purifier.substitute import SubstituteAttack, Transfer
+from depure.attacks.unseen.low_frequency import LowFrequency
+from depure.attacks.unseen.perceptual import LPA, PPGD
+from depure.attacks.unseen.recolor import ReColorAdv
+from depure.attacks.unseen.stadv import StAdv
 
 __all__ = [
     "APGD",
@@ -31,24 +35,23 @@ __all__ = [
     "PPGD",
     "SPSA",
     "Attack",
+    "Case",
     "DiffAttack",
     "DiffHammer",
     "Ensemble",
     "Expected",
-    "FeatureDistance",
     "FixedAutoAttack",
     "FullIntermediate",
     "Loss",
     "LowFrequency",
     "Model",
-    "Perceptual",
     "Proposal",
     "RayS",
     "ReColorAdv",
     "ScoreStart",
     "Square",
     "StAdv",
-    "StandIn",
+    "SubstituteAttack",
     "Traced",
     "Transfer",
     "Watch",

@@ -41,7 +41,8 @@ from depure.reporting.plots.quality import quality_figure
 from depure.reporting.plots.stochasticity import stochasticity_figure
 from depure.reporting.plots.trajectories import trajectories_figure
 from depure.reporting.plots.transfer import transfer_figure
-from depure.threat import Ball, Threat
+from depure.rows import Chunk, chunked
+from depure.threat import Ball, Threat, as_norm
 
 
 class Finding(Protocol):
@@ -129,7 +130,7 @@ def stochasticity_command(**options: Any) -> None:
     _write(
         options,
         lambda cells: stochasticity(
-            models, images, ball, attack=build_attack(options), levels=options["levels"],
+            models, images, as_norm(ball), attack=build_attack(options), levels=options["levels"],
             pools=options["pools"], draws=options["draws"], seed=options["seed"],
             batch=options["batch"], cells=cells,
         ),
@@ -148,7 +149,7 @@ def landscape_command(**options: Any) -> None:
     _write(
         options,
         lambda cells: landscape(
-            _only(models), images, ball, attack=_pgd(options), points=options["points"],
+            _only(models), images, as_norm(ball), attack=_pgd(options), points=options["points"],
             draws=options["draws"], seed=options["seed"], batch=min(8, options["batch"]),
             cells=cells,
         ),
@@ -163,7 +164,7 @@ def trajectories_command(**options: Any) -> None:
     _write(
         options,
         lambda cells: trajectories(
-            _only(models), images, ball, attack=_pgd(options), draws=options["draws"],
+            _only(models), images, as_norm(ball), attack=_pgd(options), draws=options["draws"],
             seed=options["seed"], batch=min(8, options["batch"]), cells=cells,
         ),
         trajectories_figure,
@@ -181,7 +182,7 @@ def purification_command(**options: Any) -> None:
     _write(
         options,
         lambda cells: purification(
-            _only(models), images, ball, attack=_pgd(options), t_stars=options["t_stars"],
+            _only(models), images, as_norm(ball), attack=_pgd(options), t_stars=options["t_stars"],
             steps=options["grid_steps"], draws=options["draws"], seed=options["seed"],
             batch=options["batch"], cells=cells,
         ),
@@ -201,7 +202,7 @@ def gradients_command(**options: Any) -> None:
     _write(
         options,
         lambda cells: gradients(
-            models, images, ball, attack=_pgd(options), eots=options["eots"],
+            models, images, as_norm(ball), attack=_pgd(options), eots=options["eots"],
             reference=options["reference"], judge=options["draws"],
             knows=build_threat(options).knows, seed=options["seed"], batch=options["batch"],
             cells=cells,
@@ -288,7 +289,7 @@ def explain_command(**options: Any) -> None:
     if options["denoiser"] == "digits" and not options["beside"]:
         options["beside"] = ("ADDT=digits-addt",)
     models, images, ball = _defences(options)
-    out, attack, seed = options["out"], _pgd(options), options["seed"]
+    out, attack, seed, norm = options["out"], _pgd(options), options["seed"], as_norm(ball)
     few = images[torch.arange(min(16, len(images)))]
 
     def run(name: str, compute: Callable[[Cells], Any], draw: Callable[[Any], Figure]) -> Any:
@@ -300,7 +301,7 @@ def explain_command(**options: Any) -> None:
     stochastic = run(
         "stochasticity",
         lambda cells: stochasticity(
-            models, images, ball, attack=attack, levels=(0.0, 0.5, 1.0), pools=(1, 8, 128),
+            models, images, norm, attack=attack, levels=(0.0, 0.5, 1.0), pools=(1, 8, 128),
             stages=("both",), draws=options["draws"], batch=options["batch"], cells=cells,
             seed=seed,
         ),
@@ -308,16 +309,16 @@ def explain_command(**options: Any) -> None:
     )  # fmt: skip
     purified = {}
     for name, model in models.items():
-        purify = partial(purification, model, images, ball, attack=attack, draws=4, seed=seed)
+        purify = partial(purification, model, images, norm, attack=attack, draws=4, seed=seed)
         purified[name] = run(f"purification/{name}", _with(purify), purification_figure)
         surface = partial(
-            landscape, model, few, ball, attack=attack, points=options["points"], draws=2, seed=seed
+            landscape, model, few, norm, attack=attack, points=options["points"], draws=2, seed=seed
         )
         run(f"landscape/{name}", _with(surface), landscape_figure)
     found = run(
         "gradients",
         lambda cells: gradients(
-            models, images, ball, attack=attack, eots=(1, 5, 20), reference=32,
+            models, images, norm, attack=attack, eots=(1, 5, 20), reference=32,
             draws=(1, 2, 4, 8, 16), judge=options["draws"], cells=cells, seed=seed,
         ),
         gradients_figure,
@@ -360,6 +361,8 @@ def _defences(options: dict[str, Any]) -> tuple[dict[str, Defended], Images, Bal
     options[_ASSUMED] = {"assumed": images.assumed} if images.assumed else {}
     ball = build_threat(options).ball
     ball.check_images(images.x)
+    if options["chunk"] is not None:
+        click.get_current_context().with_resource(chunked(Chunk(options["chunk"])))
     return found, images, ball
 
 

@@ -17,16 +17,14 @@ from depure.attacks import (
     Attack,
     DiffAttack,
     DiffHammer,
-    FeatureDistance,
     FullIntermediate,
     LowFrequency,
-    Perceptual,
     RayS,
     ReColorAdv,
     ScoreStart,
     Square,
     StAdv,
-    StandIn,
+    SubstituteAttack,
     Transfer,
     autoattack,
     strongest,
@@ -34,8 +32,9 @@ from depure.attacks import (
 from depure.cli.build import named
 from depure.cli.values import shown
 from depure.diffusion import Straight
+from depure.networks.features.distance import FeatureDistance
 from depure.purify import BPDA, Defended, DiffPure
-from depure.threat import L1, L2, Ball, Flow, Linf, Threat
+from depure.threat import L1, L2, Ball, Flow, Linf, Perceptual, Threat
 from depure.zoo import load_classifier
 from depure.zoo.lpips import NETWORKS, load_lpips
 
@@ -95,7 +94,7 @@ def build_attack(
     names = {"steps": "attack_steps"}
     fields = (
         "steps", "eot", "step_size", "average", "loss", "random_start", "restarts", "targets",
-        "target", "chunk",
+        "target",
     )  # fmt: skip
     given = {f: options[names.get(f, f)] for f in fields if options[names.get(f, f)] is not None}
     unknown = [f for f in given if not hasattr(preset, f)]
@@ -111,7 +110,7 @@ def build_attack(
         case "full-intermediate" | "full-intermediate-published":
             return FullIntermediate(attack, balanced=options["attack"] == "full-intermediate")
         case "bpda" | "transfer":
-            return _elsewhere(attack, options, model)
+            return _through_substitute(attack, options, model)
     return attack
 
 
@@ -131,20 +130,19 @@ def _start(options: dict[str, Any], model: Defended | None) -> Attack:
     """An attack that is cheap beside the one that begins where it ends."""
     if model is None:
         raise ValueError("--start is for `depure evaluate`: leave it here")
-    plain = PGD(eot=1, chunk=options["chunk"])
+    plain = PGD(eot=1)
     match options["start"]:
         case "score" | "score-along":
             purifier, along = model.purifier, options["start"] == "score-along"
             if not isinstance(purifier, DiffPure):
                 raise ValueError(f"--start {options['start']} needs a diffusion model: leave it")
-            found = ScoreStart.of(purifier.denoiser, purifier.grid, along=along)
-            return replace(found, chunk=options["chunk"])
+            return ScoreStart.of(purifier.denoiser, purifier.grid, along=along)
         case "transfer":
             return Transfer(plain, model.classifier)
-    return _elsewhere(plain, {**options, "attack": "bpda"}, model)
+    return _through_substitute(plain, {**options, "attack": "bpda"}, model)
 
 
-def _elsewhere(attack: Attack, options: dict[str, Any], model: Defended | None) -> Attack:
+def _through_substitute(attack: Attack, options: dict[str, Any], model: Defended | None) -> Attack:
     """The attack on something simpler than the defence, which then meets its images."""
     if model is None:
         raise ValueError(f"the attack {options['attack']} is for `depure evaluate`: take pgd here")
@@ -152,7 +150,7 @@ def _elsewhere(attack: Attack, options: dict[str, Any], model: Defended | None) 
         return Transfer(attack, model.classifier)
     purifier = model.purifier
     blunt = purifier.with_backprop(Straight()) if isinstance(purifier, DiffPure) else BPDA(purifier)
-    return StandIn(attack, Defended(blunt, model.classifier), chunk=options["chunk"])
+    return SubstituteAttack(attack, Defended(blunt, model.classifier))
 
 
 def _ensemble(options: dict[str, Any], model: Defended | None, classes: int) -> Attack:
@@ -178,13 +176,6 @@ def _ensemble(options: dict[str, Any], model: Defended | None, classes: int) -> 
             version, threat.ball, steps=options["attack_steps"] or 100,
             queries=options["queries"] or 5000, eot=options["eot"] or 20, classes=classes,
         )  # fmt: skip
-    return found if options["chunk"] is None else _chunked(found, options["chunk"])
-
-
-def _chunked(attack: Any, chunk: int) -> Attack:
-    """An ensemble whose members all run so many rows at once."""
-    members = tuple(replace(m, chunk=chunk) if hasattr(m, "chunk") else m for m in attack.members)
-    found: Attack = replace(attack, members=members, chunk=chunk)
     return found
 
 

@@ -58,13 +58,6 @@ from depure.reporting import report
     help="How thoroughly the defence's gradient is compared with finite differences first.",
 )
 @click.option(
-    "--batch",
-    default=1024,
-    show_default=True,
-    type=Count(),
-    help="Most rows a forward pass; how many there are follows from their work and memory.",
-)
-@click.option(
     "--shard-size",
     default=32,
     show_default=True,
@@ -146,7 +139,8 @@ def evaluate_with(
     run = Evaluation(
         model, images, attack, build_threat(options), options["out"],
         draws=options["draws"], seed=options["seed"], shard_size=options["shard_size"],
-        batch=options["batch"], check_images=options["check_images"], title=options["title"],
+        batch=options["chunk"] or 1024, check_images=options["check_images"],
+        title=options["title"],
         command=command_line, device=torch.device(options["device"]),
         memory_limit=memory_limit(options), gradient_check=options["gradient_check"],
     )  # fmt: skip

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from depure.answers import NOBODY, answered
+from depure.attacks.asking.gradients import distinct_draws
+from depure.attacks.asking.journal import journal
 from depure.attacks.base import Attack
-from depure.attacks.expected import distinct_draws
-from depure.attacks.journal import journal
 from depure.data.images import Images
 from depure.evaluation import statistics
 from depure.evaluation.gradient_check import GradientCheck
@@ -84,8 +84,8 @@ class Trial:
 
 
 def cheap_checks(trial: Trial, shard: Shard, gradient_check: GradientCheck) -> list[Check]:
-    """Checks that need no further attack; of a trace, those that it can answer."""
-    heard = trial.attack.heard
+    """Checks that need no further attack; of a trace only where it is of the defence itself."""
+    trace_of = trial.attack.trace_of
     return [
         _gradient(gradient_check, needed=trial.attack.needs_gradient),
         *_at_proposals(trial, shard, gradient_check),
@@ -98,8 +98,8 @@ def cheap_checks(trial: Trial, shard: Shard, gradient_check: GradientCheck) -> l
         *_assumed(trial),
         *_chance(trial, shard),
         *_vanishing(shard),
-        *(_rises(shard) if heard != "aims" else []),
-        *(_moving_target(shard) if heard == "proposal" else []),
+        *(_rises(shard) if trace_of != "several targets" else []),
+        *(_moving_target(shard) if trace_of == "defence" else []),
     ]
 
 
@@ -117,7 +117,7 @@ def costly_checks(trial: Trial, shard: Shard, images: int) -> list[Check]:
             found.append(_compare(name, what, gain, len(some)))
     if not isinstance(trial.model.purifier, Identity):
         bare = Defended(Identity(), trial.model.classifier)
-        inner = getattr(trial.attack, "attack", trial.attack)  # what a `StandIn` does elsewhere
+        inner = getattr(trial.attack, "attack", trial.attack)  # what a `SubstituteAttack` runs
         moved = trial.robust("transfer", _from_the_image(inner), some, bare)
         gain = statistics.difference(correct, moved)
         found.append(_compare("transfer", "from the undefended classifier", gain, len(some)))

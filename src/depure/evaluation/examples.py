@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from depure.attacks.expected import distinct_draws
+from depure.attacks.asking.gradients import distinct_draws
 from depure.evaluation.checks import Trial
 from depure.evaluation.shards import Shard, base_noise
 from depure.noise import Noise

@@ -20,18 +20,16 @@ from depure import __version__
 from depure.attacks.base import Attack
 from depure.data.images import Images
 from depure.purify.defended import Defended
-from depure.threat import Ball, Threat
+from depure.threat import Ball, Norm, Threat
 from depure.weights import fingerprint
 
 SCHEMA = "depure.card/2"
-_SPEED_ONLY = ("chunk",)  # settings that cannot change a result
 
 
 def settings_of(thing: Attack | Ball) -> dict[str, Any]:
     """A frozen dataclass as data: its class under "name", then its fields that matter."""
     fields = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing)}  # type: ignore[arg-type]
-    kept = {k: v for k, v in fields.items() if k not in _SPEED_ONLY}
-    return {"name": type(thing).__name__, **{k: _plain(v) for k, v in kept.items()}}
+    return {"name": type(thing).__name__, **{k: _plain(v) for k, v in fields.items()}}
 
 
 def _plain(value: Any) -> Any:
@@ -57,7 +55,7 @@ def _resolved(attack: Any, ball: Ball) -> Any:
         return attack
     inner = {k: _resolved(v, ball) for k, v in attack.items()}
     if "step_size" in inner and inner["step_size"] is None:
-        inner["step_size"] = ball.default_step
+        inner["step_size"] = ball.default_step if isinstance(ball, Norm) else None
     return inner
 
 

@@ -74,10 +74,8 @@ class Evaluation:
         def plan() -> Chunk:
             first = self.images[slice(0, 1)]
             noise = base_noise(self.model, first.index, self.threat, self.seed).fold("chunk")
-            rows = getattr(self.attack, "chunk", None)
-            most = self.batch if rows is None else min(rows, self.batch)
             return plan_chunk(
-                self.model, first.x.to(self._device()), noise, self.memory_limit, most
+                self.model, first.x.to(self._device()), noise, self.memory_limit, self.batch
             )
 
         return Fitting.of(self.folder / "chunk.json", plan)

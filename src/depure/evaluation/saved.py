@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from depure.attacks.base import Attack, Watch
-from depure.attacks.model import Model
+from depure.attacks.case import Case
 from depure.data.images import Images, check_pixels
 from depure.evaluation.result import Result
 from depure.evaluation.run import Progress, evaluate
-from depure.noise import Noise
 from depure.purify.defended import Defended
 from depure.threat import Ball, Threat
 from depure.weights import (
@@ -60,28 +59,29 @@ class Saved(_Stored):
         """Whether it asks for gradients: it asks for nothing."""
         return False
 
-    def __call__(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        ball: Ball,
-        noise: Noise,
-        watch: Watch | None = None,
-    ) -> Tensor:
+    @property
+    def balls(self) -> tuple[type[Ball], ...]:
+        """Any."""
+        return (Ball,)
+
+    def trace_length(self, case: Case) -> int:
+        """0: nothing is measured."""
+        return 0
+
+    def propose(self, case: Case, watch: Watch) -> Tensor:
         """The stored images (B, C, H, W); the defence is not asked and the watch hears nothing.
 
         Raises:
             ValueError: nothing is stored for an image.
         """
-        found = [self._table.get(digest(image)) for image in x]
+        found = [self._table.get(digest(image)) for image in case.x]
         missing = sum(image is None for image in found)
         if missing:
             raise ValueError(
-                f"{self.source} holds nothing for {missing} of {len(x)} images: a saved attack "
-                f"answers only for the images that it was read for"
+                f"{self.source} holds nothing for {missing} of {len(case.x)} images: a saved "
+                f"attack answers only for the images that it was read for"
             )
-        return torch.stack([image for image in found if image is not None]).to(x)
+        return torch.stack([image for image in found if image is not None]).to(case.x)
 
 
 def judge_file(

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from depure.answers import predicted
-from depure.attacks.base import Attack, calls_of_watch
-from depure.attacks.ensemble import Cascade
-from depure.attacks.expected import Expected, distinct_draws
-from depure.attacks.journal import journal
+from depure.attacks.asking.gradients import Expected, distinct_draws
+from depure.attacks.asking.journal import journal
+from depure.attacks.base import Attack, Watch
+from depure.attacks.case import Case
 from depure.data.images import Images
 from depure.evaluation.cost import Cost, counted
 from depure.noise import Noise
@@ -142,35 +142,48 @@ def compute_shard(
     base = base_noise(model, images.index, threat, seed)
     draws = distinct_draws(model.stages, base, draws)
     x, y = images.x.to(device), images.y.to(device)
-    trace: list[Expected] = []
-    best, spent = torch.empty(len(x), 0), []
-
-    def watch(iteration: int, measured: Expected) -> None:
-        trace.append(measured._replace(grad=torch.empty(0)))
-        tick(min(1.0, (iteration + 1) / calls_of_watch(attack)))
-
+    case = Case(model, x, y, threat.ball, base.fold("attack"))
     with counted(model) as cost:
+        watch = _Recorder(cost, tick, attack.trace_length(case))
         with nullcontext() if memory is None else journal(memory, vars(cost), run):
-            task = (model, x, y, threat.ball, base.fold("attack"), watch)
-            if isinstance(attack, Cascade):
-                found = attack.propose(
-                    *task, after=lambda: spent.append(cost.classifier_calls / len(x))
-                )
-                x_adv, best = found.x_adv, found.accuracy.to("cpu", torch.float32)
-            else:
-                x_adv = attack(*task)
+            x_adv = attack(model, x, y, threat.ball, case.noise, watch=watch)
         judge = base.fold("judge")
         clean = predict(model, x, judge, draws, batch)
         adversarial = predict(model, x_adv, judge, draws, batch)
 
     def column(name: str, dtype: torch.dtype) -> Tensor:
-        columns = [getattr(t, name).to("cpu", dtype) for t in trace]
-        return torch.stack(columns, 1) if columns else torch.empty(len(x), 0, dtype=dtype)
+        return _columns([getattr(entry, name) for entry in watch.trace], len(x), dtype)
 
     shard = Shard(
         images.index, images.y, images.x, x_adv.cpu(), clean, adversarial,
         column("loss", torch.float32), column("accuracy", torch.float32),
         column("finite", torch.bool), column("followed", torch.float32), column("flat", torch.bool),
-        best, torch.tensor(spent, dtype=torch.float64).expand(len(x), -1),
+        _columns(watch.best, len(x), torch.float32),
+        torch.tensor(watch.calls, dtype=torch.float64).div(len(x)).expand(len(x), -1),
     )  # fmt: skip
     return shard, cost
+
+
+class _Recorder(Watch):
+    """Keeps the trace, and what an ensemble's members cost until then and won."""
+
+    def __init__(self, cost: Cost, tick: Callable[[float], None], length: int) -> None:
+        self.cost, self.tick, self.length = cost, tick, max(length, 1)
+        self.trace: list[Expected] = []
+        self.best: list[Tensor] = []
+        self.calls: list[int] = []  # of the classifier
+
+    def iteration(self, measured: Expected) -> None:
+        self.trace.append(measured._replace(grad=torch.empty(0)))
+        self.tick(min(1.0, len(self.trace) / self.length))
+
+    def member(self, number: int, accuracy: Tensor) -> None:
+        self.best.append(accuracy)
+        self.calls.append(self.cost.classifier_calls)
+
+
+def _columns(columns: list[Tensor], rows: int, dtype: torch.dtype) -> Tensor:
+    """(n, T), a column for each entry."""
+    if not columns:
+        return torch.empty(rows, 0, dtype=dtype)
+    return torch.stack([column.to("cpu", dtype) for column in columns], 1)

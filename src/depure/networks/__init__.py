@@ -1,1 +1,1 @@
-"""Networks: layers and weights, nothing about diffusion or attacks."""
+"""Networks: layers, features and weights, nothing about diffusion or attacks."""

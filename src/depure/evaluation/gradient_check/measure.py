@@ -18,7 +18,7 @@ from depure.evaluation.gradient_check.arithmetic import (
     or_plain,
 )
 from depure.noise import Noise
-from depure.threat import Ball, Linf
+from depure.threat import Ball, Linf, Norm
 
 _STEPS = {torch.float64: (1e-6, 1e-7, 1e-5)}  # the best first, for who has few
 _COARSE = (3e-3, 1e-2, 1e-3)
@@ -98,7 +98,7 @@ def points_of(x: Tensor, noise: Noise, ball: Ball, count: int, classes: int) -> 
     rows = [r % len(x) for r in range(count)]
     keys = Noise.of(0, range(count)).fold("gradient check")
     base = x.double()[rows]
-    moved = ball.start(base, keys)
+    moved = ball.start(base, keys) if isinstance(ball, Norm) else base
     edge = ball.project(base + 2 * (moved - base), base)
     kind = torch.arange(count, device=x.device).div(len(x), rounding_mode="floor") % 3
     if len(x) >= count:

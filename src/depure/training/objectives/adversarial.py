@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from depure.data.images import Images
 from depure.noise import Noise
-from depure.threat import Ball
+from depure.threat import Norm
 from depure.training.loop import check_positive
 from depure.training.objectives.base import Objective
 from depure.training.objectives.classification import logits_of
@@ -38,7 +38,7 @@ class PGDTraining(Objective):
         ValueError: a setting is not above zero.
     """
 
-    ball: Ball
+    ball: Norm
     steps: int = 10
     step_size: float | None = None
 
@@ -71,7 +71,7 @@ class TRADES(Objective):
         ValueError: a setting is not above zero.
     """
 
-    ball: Ball
+    ball: Norm
     beta: float = 6.0
     steps: int = 10
     step_size: float | None = None
@@ -116,7 +116,7 @@ def _climb(
     network: nn.Module,
     x: Tensor,
     start: Tensor,
-    ball: Ball,
+    ball: Norm,
     steps: int,
     step_size: float | None,
     losses: PerImageLoss,

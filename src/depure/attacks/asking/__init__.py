@@ -1,0 +1,1 @@
+"""What an attack may ask of a defence: expected gradients, logits and margins, recorded."""

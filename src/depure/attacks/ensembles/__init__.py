@@ -1,0 +1,1 @@
+"""Several attacks, and the worst case over them."""

@@ -1,0 +1,1 @@
+"""Attacks beyond norms of the pixel change."""

@@ -1,0 +1,1 @@
+"""Features of networks, and what is measured on them."""
