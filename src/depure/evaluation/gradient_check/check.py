@@ -131,13 +131,7 @@ def verify_gradient(
     Raises:
         ValueError: for unusable images, labels or settings.
     """
-    check_images(x)
-    if y.shape != x.shape[:1]:
-        raise ValueError(
-            f"y must hold one label per image, shape ({len(x)},); got {tuple(y.shape)}"
-        )
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1 row; got {chunk}")
+    _check_call(x, y, chunk)
     noise = Noise.of(0, range(len(x))) if noise is None else noise
     with calls_counted(model) as calls:
         classes = check_labels(model, x, y, noise)
@@ -159,6 +153,16 @@ def verify_gradient(
         not seen.faults and exact, _verdict(seen, model.purifier), len(x), seen.error, reference,
         tuple(rows), seen.fine.name, len(seen.points.x), seen.tolerance,
     )  # fmt: skip
+
+
+def _check_call(x: Tensor, y: Tensor, chunk: int) -> None:
+    check_images(x)
+    if y.shape != x.shape[:1]:
+        raise ValueError(
+            f"y must hold one label per image, shape ({len(x)},); got {tuple(y.shape)}"
+        )
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1 row; got {chunk}")
 
 
 @contextmanager
