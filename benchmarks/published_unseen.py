@@ -51,10 +51,10 @@ from depure.attacks.expected import Expected
 from depure.attacks.model import Model
 from depure.attacks.search import Best
 from depure.data import image_folder
+from depure.defences import Defended
 from depure.evaluation.statistics import difference
 from depure.noise import Noise
-from depure.purify import Defended
-from depure.purify.base import Identity
+from depure.purifiers import Identity
 from depure.threat import Ball, Flow, Linf
 from depure.zoo import load_classifier
 

@@ -17,6 +17,7 @@ from depure.attacks import (
 )
 from depure.attacks.intermediate import deviation
 from depure.attacks.model import WithTerm
+from depure.defences import Defended
 from depure.diffusion import (
     DDIM,
     DDPM,
@@ -29,9 +30,9 @@ from depure.diffusion import (
     Straight,
     Surrogate,
 )
-from depure.diffusion.schedule import VPDiscrete
+from depure.diffusion.schedules import VPDiscrete
 from depure.noise import Noise
-from depure.purify import BPDA, Defended, DiffPure, Identity
+from depure.purifiers import BPDA, DiffPure, Identity
 from depure.threat import L2, Linf
 from depure.types import Waypoint
 

@@ -37,10 +37,11 @@ from depure.attacks import (
 from depure.attacks import journal as module
 from depure.attacks.journal import journal, recalled
 from depure.data import digits
+from depure.defences import Defended
 from depure.diffusion import Straight
 from depure.evaluation.cost import counted
 from depure.noise import Noise
-from depure.purify import BPDA, Defended, DiffPure
+from depure.purifiers import BPDA, DiffPure
 from depure.threat import L1, L2, Flow, Linf
 from depure.zoo import load_classifier, load_denoiser
 

@@ -12,10 +12,11 @@ from depure.attacks.base import Attack, calls_of_watch
 from depure.cli.attacks import build_attack
 from depure.cli.build import build_model
 from depure.cli.evaluate import command
+from depure.defences import Defended
 from depure.diffusion import DDPM, Denoiser, VPDiscrete
 from depure.evaluation.record import settings_of
 from depure.noise import Noise
-from depure.purify import Defended, DiffPure, Identity
+from depure.purifiers import DiffPure, Identity
 from depure.threat import L2, Flow, Linf
 
 DOUBLE = torch.float64

@@ -34,7 +34,7 @@ from depure.cli.build import build_model, build_purifier, build_sampler
 from depure.cli.evaluate import command
 from depure.cli.options import ATTACKS
 from depure.diffusion import Heun, Straight, VPDiscrete
-from depure.purify import BPDA
+from depure.purifiers import BPDA
 from depure.threat import L1, L2, Flow, Linf, Threat
 from depure.zoo import load_classifier
 from depure.zoo.classifier import BUNDLED

@@ -4,8 +4,9 @@ import inspect
 
 from torch import nn
 
+from depure.defences import Defended
 from depure.evaluation.gradient_check.key import key_of
-from depure.purify import Defended, Identity
+from depure.purifiers import Identity
 
 
 def test_the_key_follows_code_settings_and_rows(monkeypatch):

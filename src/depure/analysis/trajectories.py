@@ -17,10 +17,10 @@ from depure.attacks.expected import distinct_draws
 from depure.attacks.losses import LOSSES
 from depure.attacks.pgd import PGD
 from depure.data.images import Images
+from depure.defences.defended import Defended
 from depure.evaluation.record import describe
 from depure.evaluation.shards import base_noise
 from depure.noise import Noise
-from depure.purify.defended import Defended
 from depure.rows import rows_at_once
 from depure.threat import Ball, Threat
 

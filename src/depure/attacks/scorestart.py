@@ -12,10 +12,10 @@ from depure.attacks.model import Model
 from depure.attacks.queries import check_counts
 from depure.diffusion.denoiser import Denoiser
 from depure.diffusion.grid import Grid
-from depure.diffusion.schedule import Time
 from depure.noise import Noise
 from depure.rows import parts, rows_at_once
 from depure.threat import Ball
+from depure.types import Time
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ from depure.attacks import (
 )
 from depure.cli.build import named
 from depure.cli.values import shown
+from depure.defences import Defended
 from depure.diffusion import Straight
-from depure.purify import BPDA, Defended, DiffPure
+from depure.purifiers import BPDA, Chained
 from depure.threat import L1, L2, Ball, Flow, Linf, Threat
 from depure.zoo import load_classifier
 from depure.zoo.lpips import NETWORKS, load_lpips
@@ -134,11 +135,10 @@ def _start(options: dict[str, Any], model: Defended | None) -> Attack:
     plain = PGD(eot=1, chunk=options["chunk"])
     match options["start"]:
         case "score" | "score-along":
-            purifier, along = model.purifier, options["start"] == "score-along"
-            if not isinstance(purifier, DiffPure):
+            entry, along = model.purifier.entry, options["start"] == "score-along"
+            if entry is None:
                 raise ValueError(f"--start {options['start']} needs a diffusion model: leave it")
-            found = ScoreStart.of(purifier.denoiser, purifier.grid, along=along)
-            return replace(found, chunk=options["chunk"])
+            return ScoreStart(*entry, along=along, chunk=options["chunk"])
         case "transfer":
             return Transfer(plain, model.classifier)
     return _elsewhere(plain, {**options, "attack": "bpda"}, model)
@@ -151,7 +151,7 @@ def _elsewhere(attack: Attack, options: dict[str, Any], model: Defended | None) 
     if options["attack"] == "transfer":
         return Transfer(attack, model.classifier)
     purifier = model.purifier
-    blunt = purifier.with_backprop(Straight()) if isinstance(purifier, DiffPure) else BPDA(purifier)
+    blunt = purifier.with_backprop(Straight()) if isinstance(purifier, Chained) else BPDA(purifier)
     return StandIn(attack, Defended(blunt, model.classifier), chunk=options["chunk"])
 
 

@@ -199,8 +199,7 @@ def _train_denoiser(
     held: Images,
 ) -> None:
     def purifier(network: nn.Module) -> Denoiser:
-        edm = isinstance(schedule, Karras)
-        return Denoiser(network, schedule, "edm" if edm else "epsilon")
+        return Denoiser(network, schedule, schedule.predictions[0])
 
     def save(network: nn.Module, folder: Path) -> list[Path]:
         return save_denoiser(network, schedule, folder)
@@ -332,8 +331,10 @@ def _data(options: dict[str, Any]) -> tuple[Images, Images]:
 def _family(options: dict[str, Any], schedule: Schedule) -> tuple[Family, Schedule]:
     name, t_max = options["family"], options["t_max"]
     if name == "edm":
-        karras = schedule if isinstance(schedule, Karras) else Karras()
-        return EDM(karras.sigma_data, options["p_mean"], options["p_std"]), karras
+        scale = schedule.data_scale
+        if scale is None:
+            schedule, scale = Karras(), Karras().sigma_data
+        return EDM(scale, options["p_mean"], options["p_std"]), schedule
     if name == "vpsde":
         return ContinuousVP(VPSDE(), t_max=t_max), VPSDE()
     if not isinstance(schedule, VPDiscrete):

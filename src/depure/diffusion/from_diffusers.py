@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from depure.diffusion.config import check_unet, number, numbers, whole
-from depure.diffusion.schedule import Karras, Schedule, VPDiscrete
+from depure.diffusion.schedules import Karras, Schedule, VPDiscrete
 from depure.weights import (
     check_weights,
     first_line,

@@ -15,10 +15,10 @@ from torch import Tensor
 from depure.attacks.base import Attack, Watch
 from depure.attacks.model import Model
 from depure.data.images import Images, check_pixels
+from depure.defences.defended import Defended
 from depure.evaluation.result import Result
 from depure.evaluation.run import Progress, evaluate
 from depure.noise import Noise
-from depure.purify.defended import Defended
 from depure.threat import Ball, Threat
 from depure.weights import (
     UNREADABLE,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from depure.diffusion.denoiser import Estimate
-from depure.diffusion.schedule import VPSDE, VPDiscrete
+from depure.diffusion.schedules import VPSDE, VPDiscrete
 
 Network = Callable[[Tensor, Tensor], object]
 """``(images, labels) -> images``, or a tuple or object with ``.sample`` that holds them."""
@@ -159,7 +159,7 @@ class ContinuousVP(_VP):
         return self.first + _uniforms(u) * (self.t_max - self.first)
 
     def scales(self, t: Tensor, like: Tensor) -> Scales:
-        """As :class:`~depure.diffusion.schedule.VPSDE`, without cancellation near t = 0."""
+        """As :class:`~depure.diffusion.schedules.VPSDE`, without cancellation near t = 0."""
         if not t.is_floating_point() or _outside(t, 0.0, 1.0) or bool((t == 0).any()):
             raise ValueError(f"t must hold real times in (0, 1]; got {t.tolist()}")
         low, high = self.schedule.beta_min, self.schedule.beta_max

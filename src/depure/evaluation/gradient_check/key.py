@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from depure import __version__
-from depure.purify.defended import Defended
+from depure.defences.defended import Defended
 
 
 def key_of(model: Defended, described: dict[str, Any], chunk: int) -> str:
