@@ -29,9 +29,10 @@ from torch import Tensor
 
 from depure.attacks import PGD
 from depure.data import digits
+from depure.defences import Defended
 from depure.diffusion import DDIM, Backprop, Checkpoint, Denoiser, Full
 from depure.noise import Noise
-from depure.purify import Defended, DiffPure
+from depure.purifiers import DiffPure
 from depure.threat import Linf
 from depure.zoo import load_classifier, load_denoiser
 

@@ -37,9 +37,9 @@ from torch import Tensor, nn
 from depure.attacks import APGD, FAB, SPSA, RayS, Square
 from depure.attacks.base import Attack
 from depure.data import image_folder
+from depure.defences import Defended
 from depure.noise import Noise
-from depure.purify import Defended
-from depure.purify.base import Identity
+from depure.purifiers import Identity
 from depure.threat import L1, L2, Ball, Linf
 from depure.zoo import load_classifier
 

@@ -32,25 +32,25 @@ from measure import alternate, count_flops, gradient_error, live_peak, machine, 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from depure.defences import Defended
 from depure.diffusion import (
     DDPM,
     VPSDE,
     Adjoint,
     Backprop,
-    Chain,
     Checkpoint,
     Denoiser,
     EulerMaruyama,
     Full,
-    Grid,
     Sampler,
     Schedule,
     VPDiscrete,
 )
-from depure.diffusion.backprop.adjoint import _Brownian, _checked, _ReverseSDE
+from depure.diffusion.backprop.adjoint import _Brownian, _checked, _Flat
 from depure.diffusion.backprop.checkpoint import step_bytes
+from depure.diffusion.chain import Chain
 from depure.noise import Noise
-from depure.purify import Defended, DiffPure
+from depure.purifiers import DiffPure
 from depure.zoo import SmallCNN, load_denoiser
 
 RESULTS = Path(__file__).parent / "results"
@@ -138,8 +138,8 @@ class Case:
         """The driver whose budget holds the graphs of this share of the steps."""
         sampler, schedule = SAMPLERS[self.sampler]
         denoiser = Denoiser(self.network, schedule)
-        chain = Chain(denoiser, sampler, Grid(T_STAR, self.steps), self.noise)
-        size = step_bytes(chain, self.x)
+        purifier = DiffPure(denoiser, sampler, t_star=T_STAR, steps=self.steps)
+        size = step_bytes(purifier.prepared(self.x, self.noise))
         return Checkpoint(int(size * (share * self.steps + (share > 0))))
 
 
@@ -192,9 +192,10 @@ class TorchCheckpoint(Backprop):
     """torch.utils.checkpoint around every step, non-reentrant, otherwise as it comes."""
 
     def run(self, chain: Chain, x: Tensor) -> Tensor:
-        for link in chain.links():
-            x = checkpoint(link, x, use_reentrant=False)
-        return x
+        state = chain.start
+        for link in chain.links:
+            state = checkpoint(link, state, (), use_reentrant=False)
+        return chain.end(state)
 
 
 class ReentrantNet(nn.Module):
@@ -217,15 +218,16 @@ class DiffPureAdjoint(Adjoint):
         import torchsde
 
         with torch.no_grad():  # skips the check that weights are frozen
-            path, schedule = _checked(chain)
-        start = chain.noised(path, 0, x)
-        return torchsde.sdeint_adjoint(
-            _ReverseSDE(chain.denoiser, schedule, path, start.shape), start.flatten(1),
-            torch.tensor([0.0, len(path.times) - 1], dtype=torch.float64),
-            bm=_Brownian(chain, path, 0, start.detach()), method="euler",
+            sde = _checked(chain)
+        start = sde.begin(0, chain.start[0])
+        end = torchsde.sdeint_adjoint(
+            _Flat(sde, start.shape), start.flatten(1),
+            torch.tensor([0.0, sde.steps], dtype=torch.float64),
+            bm=_Brownian(sde, 0, start.detach()), method="euler",
             adjoint_method=self.method, dt=1.0,
-            adjoint_params=tuple(chain.denoiser.parameters()),
+            adjoint_params=tuple(p for part in chain.parts for p in part.parameters()),
         )[-1].view_as(start)  # fmt: skip
+        return chain.end((sde.finish(end),))
 
 
 def forward_only(case: Case) -> Gradient:

@@ -58,11 +58,11 @@ from depure.attacks import (
 )
 from depure.attacks.ascent import Best
 from depure.data import image_folder
+from depure.defences import Defended
 from depure.evaluation.statistics import difference
 from depure.networks.features.distance import FeatureDistance
 from depure.noise import Noise
-from depure.purify import Defended
-from depure.purify.base import Identity
+from depure.purifiers.base import Identity
 from depure.threat import Ball, Flow, Linf, Perceptual
 from depure.zoo import load_classifier
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from depure import PGD, Defended, Linf, Threat, digits, evaluate, load_classifier
 from depure.noise import Noise
-from depure.purify import Purifier
+from depure.purifiers import Purifier
 
 
 class Jitter(Purifier):

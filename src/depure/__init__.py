@@ -1,7 +1,7 @@
 """Depure: diffusion-based adversarial purification that can be trusted.
 
 The names below are the whole surface most scripts need; parts live in `depure.diffusion`,
-`depure.purify`, `depure.attacks` and `depure.evaluation`.
+`depure.purifiers`, `depure.defences`, `depure.attacks` and `depure.evaluation`.
 """
 
 from importlib import import_module
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from depure.data import Images as Images
     from depure.data import digits as digits
     from depure.data import image_folder as image_folder
+    from depure.defences import Defended as Defended
     from depure.diffusion import DDIM as DDIM
     from depure.diffusion import DDPM as DDPM
     from depure.diffusion import VPSDE as VPSDE
@@ -29,10 +30,9 @@ if TYPE_CHECKING:
     from depure.evaluation import evaluate as evaluate
     from depure.evaluation import verify_gradient as verify_gradient
     from depure.noise import Noise as Noise
-    from depure.purify import BPDA as BPDA
-    from depure.purify import Defended as Defended
-    from depure.purify import DiffPure as DiffPure
-    from depure.purify import Identity as Identity
+    from depure.purifiers import BPDA as BPDA
+    from depure.purifiers import DiffPure as DiffPure
+    from depure.purifiers import Identity as Identity
     from depure.reporting import report as report
     from depure.threat import L2 as L2
     from depure.threat import Linf as Linf
@@ -43,13 +43,14 @@ if TYPE_CHECKING:
 _HOME = {
     "depure.attacks": ("PGD",),
     "depure.data": ("Images", "digits", "image_folder"),
+    "depure.defences": ("Defended",),
     "depure.diffusion": (
         "DDIM", "DDPM", "VPSDE", "Blind", "Checkpoint", "Denoiser", "EulerMaruyama", "Full",
         "ProbabilityFlow", "Straight", "Surrogate", "VPDiscrete",
     ),
     "depure.evaluation": ("evaluate", "verify_gradient"),
     "depure.noise": ("Noise",),
-    "depure.purify": ("BPDA", "Defended", "DiffPure", "Identity"),
+    "depure.purifiers": ("BPDA", "DiffPure", "Identity"),
     "depure.reporting": ("report",),
     "depure.threat": ("L2", "Linf", "Threat"),
     "depure.zoo": ("load_classifier", "load_denoiser"),

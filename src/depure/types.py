@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
 
-Step = Callable[[Tensor], Tensor]
-"""One link of a chain: a state (B, C, H, W) to the next state."""
+Time = int | float
+"""A network time: an index for discrete schedules (-1 is the clean image), else a real number."""
 
 
 class Waypoint(NamedTuple):

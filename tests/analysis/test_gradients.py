@@ -23,10 +23,11 @@ from depure.analysis.gradients import (
 from depure.analysis.store import Cells
 from depure.attacks import PGD
 from depure.data.images import Images
+from depure.defences import Defended
 from depure.diffusion import DDIM, DDPM, VPSDE, Denoiser, EulerMaruyama, Straight, VPDiscrete
 from depure.evaluation import evaluate
 from depure.noise import Noise
-from depure.purify import BPDA, Defended, DiffPure, Identity, Purifier
+from depure.purifiers import BPDA, DiffPure, Identity, Purifier
 from depure.threat import Linf, Threat
 
 BALL = Linf(0.05)

@@ -14,8 +14,9 @@ from depure.analysis import Features, inception, inception_features, quality
 from depure.analysis.inception import FIDInception, load_inception, prepare
 from depure.analysis.quality import fid
 from depure.data.images import Images
+from depure.defences import Defended
 from depure.diffusion import DDIM, Denoiser, VPDiscrete
-from depure.purify import Defended, DiffPure
+from depure.purifiers import DiffPure
 from depure.reporting.plots.quality import quality_figure
 
 COUNTER = "num_batches_tracked"

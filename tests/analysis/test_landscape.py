@@ -11,9 +11,10 @@ from depure.analysis.landscape import landscape, plane
 from depure.analysis.store import Cells
 from depure.attacks import PGD
 from depure.data.images import Images
+from depure.defences import Defended
 from depure.diffusion import DDIM, Denoiser, VPDiscrete
 from depure.noise import Noise
-from depure.purify import Defended, DiffPure, Identity
+from depure.purifiers import DiffPure, Identity
 from depure.reporting.plots.landscape import landscape_figure
 from depure.threat import L2, Threat
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from depure.analysis.purification import levels, penultimate, purification, states
+from depure.analysis.purification import penultimate, purification
 from depure.analysis.store import Cells
 from depure.attacks import PGD
 from depure.data.images import Images
+from depure.defences import Defended
 from depure.diffusion import DDIM, DDPM, Denoiser, VPDiscrete
 from depure.noise import Noise
-from depure.purify import Defended, DiffPure, Identity
+from depure.purifiers import DiffPure, Identity
 from depure.reporting.plots.purification import purification_figure
 from depure.threat import Linf
 
@@ -103,7 +104,7 @@ def test_states_and_distances_are_those_of_the_purifier():
     noise = Noise.of(4, IMAGES.index).fold("purification").draws(3)
     rows = X.repeat_interleave(3, 0)
     ends = [model.purifier(r, noise) for r in (rows, rows + DELTA.repeat_interleave(3, 0))]
-    every = list(states(model.purifier, rows, noise))
+    every = list(model.purifier.pictures(rows, noise))
     assert torch.equal(every[0], rows)
     torch.testing.assert_close(every[-1], ends[0])
     found = purification(model, IMAGES, Linf(0.05), attacked=X + DELTA, **SETTINGS)
@@ -130,7 +131,7 @@ def test_states_and_distances_are_those_of_the_purifier():
 
 
 def test_times_and_levels():
-    time, level = levels(defence(rounds=2).purifier)
+    time, level = zip(*defence(rounds=2).purifier.levels(X[:1], Noise.of(0, [0])), strict=True)
     turn = [0.1, 0.075, 0.05, 0.025, 0]
     np.testing.assert_allclose(time, [0, *turn, *turn])
     assert level[1] == pytest.approx(((1 - bar(99)) / bar(99)) ** 0.5)

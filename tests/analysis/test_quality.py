@@ -8,12 +8,13 @@ import torch
 from scipy import linalg
 from torch import Tensor, nn
 
-from depure.analysis.quality import Features, fid, generator_of, kid, mmd, quality
+from depure.analysis.quality import Features, fid, kid, mmd, quality
 from depure.analysis.store import Cells
 from depure.data.images import Images
+from depure.defences import Defended
 from depure.diffusion import DDIM, Denoiser, VPDiscrete
 from depure.noise import Noise
-from depure.purify import Defended, DiffPure, Identity
+from depure.purifiers import DiffPure, Identity
 from depure.reporting.plots.quality import quality_figure
 
 V = 0.04
@@ -114,7 +115,7 @@ def test_the_error_of_kid_is_that_of_its_repetition():
 
 def test_generated_images_have_the_distribution_of_the_data():
     """The exact denoiser makes Gaussian data with variance V out of noise."""
-    generator = generator_of(MODEL.purifier, 100)
+    generator = MODEL.purifier.generator(100)
     grey = torch.full((4000, 1, 2, 2), 0.5)
     out = 2 * generator(grey, Noise.of(0, range(4000))) - 1
     assert out.mean().item() == pytest.approx(0, abs=5 * (V / 16_000) ** 0.5)

@@ -16,10 +16,11 @@ from depure.analysis.stochasticity import Stochasticity, stochasticity
 from depure.analysis.store import Cells
 from depure.attacks import PGD
 from depure.data.images import Images
+from depure.defences import Defended
 from depure.evaluation import evaluate
 from depure.evaluation.statistics import mean_accuracy
 from depure.noise import Noise
-from depure.purify import Defended, Identity, Purifier
+from depure.purifiers import Identity, Purifier
 from depure.threat import Linf, Threat
 
 BALL = Linf(0.05)

@@ -17,9 +17,10 @@ from depure.analysis.trajectories import (
 )
 from depure.attacks import PGD
 from depure.data.images import Images
+from depure.defences import Defended
 from depure.evaluation.shards import compute_shard
 from depure.noise import Noise
-from depure.purify import Defended, Identity, Purifier
+from depure.purifiers import Identity, Purifier
 from depure.reporting.plots.trajectories import trajectories_figure
 from depure.threat import L2, Linf, Threat
 

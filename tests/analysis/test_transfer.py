@@ -14,10 +14,11 @@ from depure.analysis.store import Cells
 from depure.analysis.transfer import Transfer, accuracy_of, mean_of, table_of, transfer
 from depure.attacks import PGD
 from depure.data.images import Images
+from depure.defences import Defended
 from depure.evaluation import evaluate
 from depure.evaluation.statistics import mean_accuracy
 from depure.noise import Noise
-from depure.purify import Defended, Identity, Purifier
+from depure.purifiers import Identity, Purifier
 from depure.threat import L2, Linf, Threat
 
 BALL = Linf(0.06)

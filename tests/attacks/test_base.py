@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from depure.attacks import APGD, MIPGD, PGD, Attack, Case, DiffHammer
+from depure.defences import Defended
 from depure.noise import Noise
-from depure.purify import Defended, Identity
+from depure.purifiers import Identity
 from depure.threat import L2, Flow, Linf
 
 DOUBLE = torch.float64

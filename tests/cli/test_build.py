@@ -33,7 +33,7 @@ from depure.cli.evaluate import command
 from depure.cli.options import ATTACKS
 from depure.diffusion import Heun, Straight, VPDiscrete
 from depure.networks.features.distance import FeatureDistance
-from depure.purify import BPDA
+from depure.purifiers import BPDA
 from depure.threat import L1, L2, Flow, Linf, Perceptual, Threat
 from depure.zoo import load_classifier
 from depure.zoo.classifier import BUNDLED

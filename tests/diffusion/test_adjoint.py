@@ -12,7 +12,7 @@ from depure.diffusion import (
     DDPM,
     VPSDE,
     Adjoint,
-    Chain,
+    Backprop,
     Checkpoint,
     Denoiser,
     EulerMaruyama,
@@ -21,6 +21,7 @@ from depure.diffusion import (
     VPDiscrete,
 )
 from depure.noise import Noise
+from depure.purifiers.diffusion.rounds import Rounds
 
 pytest.importorskip("torchsde")
 
@@ -47,9 +48,14 @@ def denoiser() -> Denoiser:
         return Denoiser(SmoothNet().double(), VPSDE())
 
 
-def chain_of(denoiser: Denoiser, steps: int, rows: int = 3, rounds: int = 1) -> Chain:
+def run(driver: Backprop, rounds: Rounds, x: Tensor) -> Tensor:
+    """From a state to a state, in diffusion space."""
+    return driver.run(rounds.chain(x, lambda state: state[0]), x)
+
+
+def chain_of(denoiser: Denoiser, steps: int, rows: int = 3, rounds: int = 1) -> Rounds:
     noise = Noise.of(seed=1, index=range(rows))
-    return Chain(denoiser, EulerMaruyama(), Grid(0.1, steps), noise, rounds)
+    return Rounds(denoiser, EulerMaruyama(), Grid(0.1, steps), noise, rounds)
 
 
 def images(rows: int = 3) -> Tensor:
@@ -57,8 +63,8 @@ def images(rows: int = 3) -> Tensor:
     return start.double().tanh().requires_grad_()
 
 
-def gradient(driver: Adjoint | Full, chain: Chain, x: Tensor) -> Tensor:
-    end = driver.run(chain, x)
+def gradient(driver: Adjoint | Full, chain: Rounds, x: Tensor) -> Tensor:
+    end = run(driver, chain, x)
     weight = torch.linspace(-1.0, 2.0, end[0].numel(), dtype=end.dtype).view(end[0].shape)
     (grad,) = torch.autograd.grad((end * weight).sum(), x)
     return grad
@@ -68,26 +74,26 @@ def gradient(driver: Adjoint | Full, chain: Chain, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("steps", [1, 7, 100])
 def test_value_is_the_chains_own(denoiser: Denoiser, steps: int, rounds: int) -> None:
     chain, x = chain_of(denoiser, steps, rounds=rounds), images()
-    expected = Full().run(chain, x)
-    torch.testing.assert_close(Adjoint().run(chain, x), expected, rtol=0, atol=1e-9)
+    expected = run(Full(), chain, x)
+    torch.testing.assert_close(run(Adjoint(), chain, x), expected, rtol=0, atol=1e-9)
     with torch.no_grad():
-        assert torch.equal(Adjoint().run(chain, x), Adjoint().run(chain, x))
-        torch.testing.assert_close(Adjoint().run(chain, x), expected, rtol=0, atol=1e-9)
+        assert torch.equal(run(Adjoint(), chain, x), run(Adjoint(), chain, x))
+        torch.testing.assert_close(run(Adjoint(), chain, x), expected, rtol=0, atol=1e-9)
 
 
 def test_value_without_noise_in_the_last_step(denoiser: Denoiser) -> None:
     noise = Noise.of(seed=1, index=range(3))
-    chain = Chain(denoiser, EulerMaruyama(denoise_last=True), Grid(0.1, 5), noise)
+    chain = Rounds(denoiser, EulerMaruyama(denoise_last=True), Grid(0.1, 5), noise)
     x = images()
-    assert torch.allclose(Adjoint().run(chain, x), Full().run(chain, x), rtol=0, atol=1e-9)
+    assert torch.allclose(run(Adjoint(), chain, x), run(Full(), chain, x), rtol=0, atol=1e-9)
 
 
 def test_float32_value(denoiser: Denoiser) -> None:
     single = Denoiser(SmoothNet(), VPSDE())
     chain, x = chain_of(single, 50), images().float()
-    end = Adjoint().run(chain, x)
+    end = run(Adjoint(), chain, x)
     assert end.dtype == torch.float32
-    torch.testing.assert_close(end, Full().run(chain, x), rtol=0, atol=1e-5)
+    torch.testing.assert_close(end, run(Full(), chain, x), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["milstein", pytest.param("euler", marks=pytest.mark.slow)])
@@ -110,7 +116,7 @@ def test_rows_do_not_hear_of_each_other(denoiser: Denoiser) -> None:
     x = images()
     together = gradient(Adjoint(), chain_of(denoiser, 8), x)
     noise = Noise.of(seed=1, index=[1])
-    alone = Chain(denoiser, EulerMaruyama(), Grid(0.1, 8), noise)
+    alone = Rounds(denoiser, EulerMaruyama(), Grid(0.1, 8), noise)
     row = x.detach()[1:2].requires_grad_()
     torch.testing.assert_close(gradient(Adjoint(), alone, row), together[1:2], rtol=0, atol=1e-12)
 
@@ -141,17 +147,17 @@ def test_refuses_what_it_cannot_do(denoiser: Denoiser) -> None:
     x, noise = images(), Noise.of(seed=1, index=range(3))
     discrete = Denoiser(SmoothNet().double(), VPDiscrete.linear())
     with pytest.raises(ValueError, match="EulerMaruyama on a VPSDE"):
-        Adjoint().run(Chain(discrete, DDPM(), Grid(0.1, 5), noise), x)
+        run(Adjoint(), Rounds(discrete, DDPM(), Grid(0.1, 5), noise), x)
     with pytest.raises(ValueError, match="diffpure"):
-        Adjoint().run(Chain(denoiser, EulerMaruyama(), Grid(0.1, 5, "addt"), noise), x)
+        run(Adjoint(), Rounds(denoiser, EulerMaruyama(), Grid(0.1, 5, "addt"), noise), x)
     with pytest.raises(ValueError, match="milstein, euler"):
         Adjoint("srk")  # type: ignore[arg-type]
     trainable = Denoiser(SmoothNet().double(), VPSDE(), freeze=False)
     with pytest.raises(ValueError, match="freeze"):
-        Adjoint().run(chain_of(trainable, 5), x)
+        run(Adjoint(), chain_of(trainable, 5), x)
     with torch.no_grad():
-        Checkpoint().run(chain_of(trainable, 5), x)
-        Adjoint().run(chain_of(trainable, 5), x)
+        run(Checkpoint(), chain_of(trainable, 5), x)
+        run(Adjoint(), chain_of(trainable, 5), x)
 
 
 def test_names_the_cure_where_torchsde_is_missing(
@@ -159,4 +165,4 @@ def test_names_the_cure_where_torchsde_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchsde", None)
     with pytest.raises(ImportError, match=r"pip install 'depure\[adjoint\]'"):
-        Adjoint().run(chain_of(denoiser, 5), images())
+        run(Adjoint(), chain_of(denoiser, 5), images())

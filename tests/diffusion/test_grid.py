@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from depure.diffusion import VPSDE, Grid, Schedule, VPDiscrete
-from depure.diffusion.grid import label_of
+from depure.diffusion.schedules import label_of
 
 LINEAR, SDE = VPDiscrete.linear(), VPSDE()
 

@@ -15,7 +15,6 @@ from depure.diffusion import (
     DDPM,
     Adjoint,
     Blind,
-    Chain,
     Checkpoint,
     Denoiser,
     EulerMaruyama,
@@ -28,7 +27,7 @@ from depure.diffusion import (
     Surrogate,
 )
 from depure.noise import Noise
-from depure.purify import DiffPure
+from depure.purifiers import DiffPure
 
 MakeNet = Callable[..., nn.Module]
 ADDT: dict[str, float] = {"s_min": 0.01, "s_max": 0.46, "s_noise": 1.007}
@@ -280,8 +279,9 @@ def test_approximate_drivers(make_net: MakeNet, images: Tensor, noise: Noise, ru
     surrogate, coarse = value_and_grad(purifier.with_backprop(Surrogate(2)), images, noise)
     assert torch.equal(straight, value)
     torch.testing.assert_close(surrogate, value, rtol=1e-12, atol=1e-12)
-    chain = Chain(purifier.denoiser, rule, purifier.grid, noise).coarse(2)
-    assert len(chain.links()) == 2
+    shorter = purifier.chain(images, noise).shorter
+    assert shorter is not None
+    assert len(shorter(2).links) == 2
     wanted = value_and_grad(edm(make_net, rule, steps=2), images, noise)[1]
     torch.testing.assert_close(coarse, wanted, rtol=1e-12, atol=1e-12)
     assert not torch.allclose(coarse, exact)

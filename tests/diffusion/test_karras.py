@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from depure.diffusion import DDIM, VPSDE, Denoiser, Grid, Karras, VPDiscrete
-from depure.diffusion.grid import label_of
+from depure.diffusion.schedules import label_of
 from depure.training.process import EDMProcess
 
 MakeNet = Callable[..., nn.Module]

@@ -7,10 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 
 from depure.diffusion import VPSDE, Schedule, VPDiscrete
-from depure.diffusion.schedule import table
 
 LINEAR, SDE = VPDiscrete.linear(), VPSDE()
 
@@ -91,12 +89,6 @@ def test_cosine_follows_its_paper() -> None:
         level = [math.cos((u / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for u in (t + 1, 0)]
         assert schedule.alpha(t) ** 2 == pytest.approx(level[0] / level[1], rel=1e-9)
     assert schedule.betas[-1] == 0.999
-
-
-def test_table() -> None:
-    like = torch.empty(0, dtype=torch.float64)
-    np.testing.assert_array_equal(table(LINEAR, like), LINEAR.alpha_bar)
-    assert table(LINEAR, like.float()).dtype == torch.float32
 
 
 def test_values_compare_hash_and_print() -> None:

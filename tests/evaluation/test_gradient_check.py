@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from depure.defences import Defended
 from depure.diffusion import DDIM, DDPM, Blind, Checkpoint, Full, Straight, Surrogate
 from depure.evaluation import verify_gradient
 from depure.noise import Noise
-from depure.purify import BPDA, Defended, DiffPure, Purifier
+from depure.purifiers import BPDA, DiffPure, Purifier
 
 Y = torch.tensor([0, 1])
 

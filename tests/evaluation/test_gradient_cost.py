@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from depure.defences import Defended
 from depure.diffusion import DDPM, Straight
 from depure.evaluation import verify_gradient
 from depure.evaluation.memory import peak_bytes
 from depure.noise import Noise
-from depure.purify import Defended, DiffPure, Identity, Purifier
+from depure.purifiers import DiffPure, Identity, Purifier
 
 
 class Step(nn.Module):

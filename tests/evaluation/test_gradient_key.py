@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from depure.data import Images
+from depure.defences import Defended
 from depure.evaluation.gradient_check.key import key_of
-from depure.purify import Defended, Identity
+from depure.purifiers import Identity
 
 IMAGES = Images(torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), torch.arange(2), ("a", "b"), "toy")
 RUN = {"model": {"weights": "a"}, "threat": {"ball": "b"}, "seed": 0, "attack": "c", "draws": 9}

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from depure.data import digits
+from depure.defences import Defended
 from depure.evaluation import verify_gradient
-from depure.purify import Defended, Identity
+from depure.purifiers import Identity
 
 Forward = Callable[[Tensor], Tensor]
 G = torch.Generator().manual_seed(3)

@@ -66,7 +66,7 @@ def test_kept_steps_count_what_else_is_in_memory() -> None:
     need = need_of(defence(Checkpoint()), x, noise())
     limit = int(1.5 * need.least * 8) + 3 * 8 * need.graph
     model = defence(Checkpoint(limit), steps=20)
-    chain = model.purifier._chain(noise(8))  # type: ignore[operator]
+    chain = model.purifier.prepared(images(8, 16), noise(8))  # type: ignore[operator]
     driver = model.purifier.backprop
     with chunked(Chunk(8, need.reserve)):
         kept = driver.kept(chain, images(8, 16))  # type: ignore[union-attr, operator]

@@ -28,13 +28,14 @@ from depure.attacks import (
     autoattack,
 )
 from depure.data import Images, digits
+from depure.defences import Defended
 from depure.evaluation import Evaluation, evaluate
 from depure.evaluation.checks import _doubled
 from depure.evaluation.gradient_check import verify_gradient
 from depure.evaluation.gradient_check.proposal import check_at_proposals
 from depure.noise import Noise
 from depure.pieces import Pieces, read_config
-from depure.purify import BPDA, Defended, Identity, Purifier
+from depure.purifiers import BPDA, Identity, Purifier
 from depure.threat import Linf, Threat
 from depure.zoo import load_classifier
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from depure.attacks import PGD
 from depure.data import Images
+from depure.defences import Defended
 from depure.evaluation import evaluate, judge_file, read_saved
 from depure.noise import Noise
-from depure.purify import Defended, Purifier
+from depure.purifiers import Purifier
 from depure.threat import Linf, Threat
 
 BALL = Linf(0.1)

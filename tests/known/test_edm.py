@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from depure.diffusion import DDIM, Denoiser, Heun, Karras
 from depure.noise import Noise
-from depure.purify import DiffPure
+from depure.purifiers import DiffPure
 
 MU, S, TOP, DATA = 0.2, 0.15, 0.5, 0.45
 

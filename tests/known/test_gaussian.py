@@ -29,7 +29,7 @@ from depure.diffusion import (
     VPDiscrete,
 )
 from depure.noise import Noise
-from depure.purify import DiffPure
+from depure.purifiers import DiffPure
 
 # The data in [-1, 1] space, as images of 1 x 2 x 2 pixels: six standard deviations fit inside.
 MEAN = np.array([0.2, -0.1, 0.05, 0.3])

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from depure.data import Images
+from depure.defences import Defended
 from depure.diffusion import Checkpoint, Denoiser
 from depure.evaluation import read_saved
-from depure.purify import Defended, DiffPure
+from depure.purifiers import DiffPure
 from depure.threat import Linf
 
 MakeDenoiser = Callable[..., Denoiser]

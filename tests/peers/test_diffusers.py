@@ -17,7 +17,6 @@ from depure.diffusion import (
     DDIM,
     DDPM,
     VPSDE,
-    Chain,
     Denoiser,
     EulerMaruyama,
     Full,
@@ -25,6 +24,7 @@ from depure.diffusion import (
     VPDiscrete,
 )
 from depure.noise import Noise
+from depure.purifiers.diffusion.rounds import Rounds
 
 diffusers = pytest.importorskip("diffusers")
 MakeDenoiser = Callable[..., Denoiser]
@@ -68,7 +68,9 @@ def diffusers_chain(
 
 def run(denoiser: Denoiser, sampler: Any, grid: Grid) -> Tensor:
     with torch.no_grad():
-        return Full().run(Chain(denoiser, sampler, grid, NOISE), X)
+        return Full().run(
+            Rounds(denoiser, sampler, grid, NOISE).chain(X, lambda state: state[0]), X
+        )
 
 
 # --- DDPM --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from depure.diffusion import DDIM, Denoiser, Grid, Heun, Karras
 from depure.noise import Noise
-from depure.purify import DiffPure
+from depure.purifiers import DiffPure
 
 diffusers = pytest.importorskip("diffusers")
 MakeNet = Callable[..., nn.Module]

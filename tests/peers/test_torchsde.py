@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from depure.diffusion import VPSDE, Chain, Denoiser, EulerMaruyama, Full, Grid, ProbabilityFlow
-from depure.diffusion.grid import label_of
+from depure.diffusion import VPSDE, Denoiser, EulerMaruyama, Full, Grid, ProbabilityFlow
+from depure.diffusion.schedules import label_of
+from depure.purifiers.diffusion.rounds import Rounds
 
 torchsde = pytest.importorskip("torchsde")
 MakeDenoiser = Callable[..., Denoiser]
@@ -39,7 +40,7 @@ class ReverseVPSDE:
 
 
 class FromPath:
-    """Noise read off a Brownian path: what `Chain` asks of a `Noise`, and no more."""
+    """Noise read off a Brownian path: what `Rounds` asks of a `Noise`, and no more."""
 
     def __init__(self, start: Tensor, times: tuple[float, ...], bm: object) -> None:
         self.numbers: dict[tuple[str, tuple[int, int]], Tensor] = {("forward", (0, 0)): start}
@@ -67,7 +68,9 @@ def test_chain_equals_sdeint(
     )
     noise = FromPath(z, path.times, bm)
     with torch.no_grad():
-        ours = Full().run(Chain(denoiser, sampler, grid, noise), x)
+        ours = Full().run(
+            Rounds(denoiser, sampler, grid, noise).chain(x, lambda state: state[0]), x
+        )
         discrete = VPSDE().discrete()
         index = round(1000 * t_star) - 1
         noised = discrete.alpha(index) * x + discrete.sigma(index) * z

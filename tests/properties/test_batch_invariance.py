@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from depure.defences import Defended
 from depure.diffusion import (
     DDIM,
     DDPM,
@@ -21,7 +22,7 @@ from depure.diffusion import (
     Surrogate,
 )
 from depure.noise import Noise
-from depure.purify import Defended, DiffPure
+from depure.purifiers import DiffPure
 
 MakeDenoiser = Callable[..., Denoiser]
 SEED = 11

@@ -23,7 +23,8 @@ FLOORS = {
     "networks": 0.5,
     "pieces": 0.5,
     "diffusion": 1,
-    "purify": 2,
+    "purifiers": 2,
+    "defences": 2.5,
     "threat": 3,
     "attacks": 3.5,
     "training": 3.5,
@@ -35,7 +36,7 @@ FLOORS = {
     "__main__": 7,
 }
 APART = {"data", "zoo"}  # import F0, F1 and each other; imported by the command line alone
-STRANGERS = {("attacks", "purify"), ("purify", "attacks")}
+STRANGERS = {("attacks", "purifiers"), ("attacks", "defences")}
 # Not loaders but plain values: the set of labelled images that training and evaluation are
 # handed, and the version that records carry.
 VALUES = {"depure.data.images", "depure.__version__"}
@@ -101,11 +102,13 @@ def test_imports_come_from_below(path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("noise.py", "from depure.types import Step"),
-        ("diffusion/grid.py", "from depure.purify import DiffPure"),
-        ("purify/diffpure.py", "from depure.attacks.gradient.pgd import PGD"),
-        ("attacks/gradient/pgd.py", "def f():\n    from depure.purify.base import Purifier"),
+        ("noise.py", "from depure.types import Trace"),
+        ("diffusion/grid.py", "from depure.purifiers import DiffPure"),
+        ("purifiers/diffusion/diffpure.py", "from depure.attacks.gradient.pgd import PGD"),
+        ("attacks/gradient/pgd.py", "def f():\n    from depure.purifiers.base import Purifier"),
         ("attacks/gradient/pgd.py", "import depure.training"),
+        ("purifiers/chained.py", "from depure.defences import Defended"),
+        ("attacks/gradient/pgd.py", "from depure.defences import Defended"),
         ("threat/balls.py", "from depure.attacks import Attack"),
         ("networks/features/distance.py", "from depure.threat import Ball"),
         ("networks/features/distance.py", "from depure.diffusion import Denoiser"),
@@ -113,7 +116,7 @@ def test_imports_come_from_below(path: Path) -> None:
         ("evaluation/run.py", "from depure import PGD"),
         ("evaluation/run.py", "from depure.zoo import load_denoiser"),
         ("reporting/page.py", "from depure import cli"),
-        ("zoo/load.py", "from depure.purify import DiffPure"),
+        ("zoo/load.py", "from depure.purifiers import DiffPure"),
         ("data/digits.py", "if TYPE_CHECKING:\n    from depure.threat import Ball"),
         ("new/thing.py", ""),
     ],

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from depure.analysis.store import Array, Arrays, Cells
 from depure.data.images import Images
+from depure.defences.defended import Defended
 from depure.evaluation.record import packages
-from depure.purify.defended import Defended
 from depure.weights import fingerprint
 
 

@@ -30,17 +30,16 @@ from depure.attacks.asking.gradients import expected_grad
 from depure.attacks.asking.losses import LOSSES
 from depure.attacks.gradient.pgd import PGD
 from depure.data.images import Images
+from depure.defences.defended import Defended
 from depure.diffusion.backprop import Adjoint, Backprop, Checkpoint, Straight, Surrogate
-from depure.diffusion.backprop.base import require_graph
-from depure.diffusion.chain import Chain
-from depure.diffusion.samplers import EulerMaruyama
-from depure.diffusion.schedule import VPSDE
+from depure.diffusion.backprop.base import walk
+from depure.diffusion.backprop.replay import Flow, leaves_of, pull_back
+from depure.diffusion.chain import has_gradient
 from depure.evaluation.shards import base_noise
 from depure.evaluation.statistics import Estimate, difference
 from depure.noise import Noise
-from depure.purify.bpda import BPDA
-from depure.purify.defended import Defended
-from depure.purify.diffpure import DiffPure
+from depure.purifiers.chained import Chained
+from depure.purifiers.simple.straight import BPDA
 from depure.rows import rows_at_once
 from depure.threat import Norm, Threat
 
@@ -148,7 +147,7 @@ def gradients(
         draws: of a mean gradient, rising.
         reference: independent draws of the expected gradient.
         groups: mean gradients of the largest number of draws; smaller ones have more.
-        approximations: loop drivers to compare with the exact gradient, by name, for `DiffPure`
+        approximations: loop drivers to compare with the exact gradient, by name, for `Chained`
             purifiers. By default BPDA, a surrogate of half the steps, and the adjoint where it
             is defined and torchsde is installed; BPDA alone for other purifiers.
         samples: draws of agreement and norms.
@@ -171,8 +170,8 @@ def gradients(
     if min(reference, groups) < 2:
         raise ValueError(f"a variance needs 2; got reference {reference} and groups {groups}")
     _check_fresh(named, knows)
-    variants = {name: _variants(model, approximations) for name, model in named.items()}
-    chains = sum(isinstance(m.purifier, DiffPure) for m in named.values())
+    variants = {name: _variants(model, approximations, images) for name, model in named.items()}
+    chains = sum(isinstance(m.purifier, Chained) for m in named.values())
     pieces = chains + (1 + len(eots)) * len(named) + sum(map(bool, variants.values()))
     cells = begin(cells, pieces * len(slices(len(images), batch)))
     work = _Work(images, threat, attack, tuple(draws), tuple(eots), counts, seed, batch, cells)
@@ -190,35 +189,43 @@ def _check_fresh(named: Mapping[str, Defended], knows: tuple[str, ...]) -> None:
             )
 
 
-def _variants(model: Defended, given: Mapping[str, Backprop] | None) -> dict[str, Defended]:
+def _variants(
+    model: Defended, given: Mapping[str, Backprop] | None, images: Images
+) -> dict[str, Defended]:
     """The defence under every approximation, by name; none if it has no exact gradient."""
     purifier = model.purifier
-    if isinstance(purifier, DiffPure):
-        drivers = default_approximations(purifier) if given is None else dict(given)
+    if isinstance(purifier, Chained):
+        x = images.x[:1].to(device_of(model, images.x))
+        drivers = default_approximations(purifier, x) if given is None else dict(given)
         return {
             name: Defended(purifier.with_backprop(driver), model.classifier)
             for name, driver in drivers.items()
         }
     if given:
         raise ValueError(
-            f"approximations are loop drivers of a DiffPure; got {purifier!r:.60}: leave them out"
+            f"approximations are loop drivers of a Chained purifier; got {purifier!r:.60}: leave "
+            f"them out"
         )
     return {"BPDA": Defended(BPDA(purifier), model.classifier)} if purifier.exact else {}
 
 
-def default_approximations(purifier: DiffPure) -> dict[str, Backprop]:
-    """BPDA, a surrogate of about half the steps that fits, and the adjoint where it is defined."""
+def default_approximations(purifier: Chained, x: Tensor) -> dict[str, Backprop]:
+    """BPDA, a surrogate of about half the steps that fits, and the adjoint where it is defined.
+
+    Args:
+        purifier: what is to be approximated.
+        x: an image (1, C, H, W) to write its chain for.
+    """
     found: dict[str, Backprop] = {"BPDA": Straight()}
-    schedule = purifier.denoiser.schedule
-    steps = len(purifier.grid.path(schedule).pairs)
-    for fewer in range(steps // 2, 0, -1):
+    with torch.no_grad():
+        chain = purifier.chain(x, Noise.of(0, range(1)))
+    steps = sum(link.round == 0 for link in chain.links)
+    for fewer in range(steps // 2 if chain.shorter else 0, 0, -1):
         with suppress(ValueError):  # numbers of steps that do not fit the convention
             purifier.with_backprop(Surrogate(fewer))
             found[f"surrogate, {fewer} of {steps} steps"] = Surrogate(fewer)
             break
-    if not isinstance(purifier.sampler, EulerMaruyama) or not isinstance(schedule, VPSDE):
-        return found
-    if schedule.sigma(purifier.grid.path(schedule).times[-1]) > 0 and find_spec("torchsde"):
+    if chain.sde is not None and chain.sde.last_sigma > 0 and find_spec("torchsde"):
         found["adjoint"] = Adjoint()
     return found
 
@@ -247,7 +254,7 @@ class _Work:
         found = self.each(f"snr-{label}", partial(self.noise_of, model))
         if variants and exact is not None:
             found |= self.each(f"agree-{label}", partial(self.agree, exact, variants))
-        if exact is not None and isinstance(exact.purifier, DiffPure):
+        if exact is not None and isinstance(exact.purifier, Chained):
             found |= self.each(f"norms-{label}", partial(self.norms, exact))
         judged = [self.evaluated(model, eot) for eot in self.eots]
         return GradientQuality(
@@ -318,7 +325,7 @@ class _Work:
 
 def exact_of(model: Defended) -> Defended | None:
     """The same defence with exact gradients; None if there is no way to them."""
-    if model.purifier.exact or not isinstance(model.purifier, DiffPure):
+    if model.purifier.exact or not isinstance(model.purifier, Chained):
         return model if model.purifier.exact else None
     return Defended(model.purifier.with_backprop(Checkpoint()), model.classifier)
 
@@ -361,31 +368,29 @@ def _cosine(one: Array, two: Array) -> Array:
 def chain_gradients(
     model: Defended, x: Tensor, y: Tensor, noise: Noise, loss: str = "ce"
 ) -> list[Tensor]:
-    """d loss / d x_t at every state of a `DiffPure`'s chain, in [-1, 1] space.
+    """d loss / d state at every state of a purifier's chain (for `DiffPure` in [-1, 1] space).
 
-    One (B, C, H, W) for the noised state that enters each reverse step, and one for the purified
-    image: T + 1. That of the input is alpha times the first. One step's graph is in memory.
+    One, shaped as the first entry of the state, for what enters each step (after the noise that a
+    round begins with), and one for the last state: T + 1. One link's graph is in memory.
 
     Raises:
-        ValueError: the purifier is no `DiffPure`.
+        ValueError: the purifier is no `Chained`.
     """
     purifier = model.purifier
-    if not isinstance(purifier, DiffPure):
-        raise ValueError(f"a chain of states is that of a DiffPure; got {purifier!r:.60}")
-    parts = (purifier.denoiser, purifier.sampler, purifier.grid, noise, purifier.rounds)
-    links = Chain(*parts, clamp=purifier.clamp).links()
-    path = purifier.grid.path(purifier.denoiser.schedule)
-    states = [2.0 * x - 1.0]
+    if not isinstance(purifier, Chained):
+        raise ValueError(f"a chain of states is that of a Chained purifier; got {purifier!r:.60}")
     with torch.no_grad():
-        for link in links:
-            states.append(link(states[-1]))
-    leaf = states[-1].requires_grad_()
-    value = LOSSES[loss](model.classifier((leaf + 1.0) / 2.0), y).sum()
-    (flow,) = torch.autograd.grad(value, leaf)
-    grads = [flow]
-    for i, link in reversed(list(enumerate(links))):
-        leaf = states[i].detach().requires_grad_()
-        (flow,) = torch.autograd.grad(require_graph(link(leaf), leaf), leaf, flow)
-        # the first link of a round noises its state, x_t = alpha x + sigma z, before it steps
-        grads.append(flow / path.alpha if i % len(path.pairs) == 0 else flow)
-    return grads[::-1]
+        chain = purifier.prepared(x, noise)
+        states = [chain.start, *walk(chain.links, chain.start, chain.context)]
+    leaves = leaves_of(states[-1])
+    value = LOSSES[loss](model.classifier(chain.end(leaves)), y).sum()
+    wanted = [t for t in leaves if t.requires_grad]
+    flow: Flow = torch.autograd.grad(value, wanted, allow_unused=True)
+    steps, flows = list(zip(chain.links, states[:-1], purifier.scales(chain), strict=True)), [flow]
+    for link, state, scale in reversed(steps):
+        flow, _ = pull_back(link, state, chain.context, flow)
+        # A link that noises its state first, x_t = alpha x + sigma z, is entered at x_t.
+        flows.append([f if f is None or scale == 1.0 else f / scale for f in flow])
+    first = [next(t for t in state if has_gradient(t)) for state in states]
+    pairs = zip(first, reversed(flows), strict=True)
+    return [torch.zeros_like(t) if f[0] is None else f[0] for t, f in pairs]

@@ -15,8 +15,8 @@ from depure.analysis.store import Array, Arrays, Cells
 from depure.analysis.trajectories import Route, height_noise, losses_at, path_of, settings_of
 from depure.attacks.gradient.pgd import PGD
 from depure.data.images import Images
+from depure.defences.defended import Defended
 from depure.noise import Noise
-from depure.purify.defended import Defended
 from depure.threat import Norm
 from depure.weights import fingerprint
 

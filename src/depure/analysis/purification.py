@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,11 +17,11 @@ from depure.analysis.trajectories import Route, path_of, settings_of
 from depure.answers import right
 from depure.attacks.gradient.pgd import PGD
 from depure.data.images import Images
-from depure.diffusion.chain import Chain
-from depure.diffusion.schedule import VPDiscrete
+from depure.defences.defended import Defended
+from depure.diffusion.backprop import Checkpoint
 from depure.noise import Noise
-from depure.purify.defended import Defended
-from depure.purify.diffpure import DiffPure
+from depure.purifiers.base import Purifier
+from depure.purifiers.chained import Chained, Level
 from depure.rows import rows_at_once
 from depure.threat import Norm
 from depure.weights import fingerprint
@@ -93,7 +93,7 @@ def purification(
     """Distances along the chain, share removed against damage done, and accuracy over settings.
 
     Args:
-        model: a classifier behind a `DiffPure`.
+        model: a classifier behind a `Chained` purifier with the settings t_star and steps.
         images: n clean images.
         ball: what the attack may change.
         attack: made on `model` by white-box EoT unless `attacked` is given; PGD-20, EoT 10 by
@@ -132,52 +132,45 @@ def purification(
             cell = cells(f"{name}-{key}", partial(pair.ends, variant))
             pieces |= {f"{k}@{key}": v for k, v in cell.items()}
         found.append(pieces)
-    return _result(purifier, images, t_stars, steps, join(found), settings)
+    one, noise = images.x[:1].to(device_of(model, images.x)), Noise.of(seed, images.index[:1])
+    with torch.no_grad():
+        levels = purifier.levels(one, noise)
+    return _result(levels, images, t_stars, steps, join(found), settings)
 
 
 def _key(t_star: float, steps: int) -> str:
     return f"{t_star:g}-{steps}"
 
 
-def _chain_of(model: Defended) -> DiffPure:
-    if not isinstance(model.purifier, DiffPure):
+def _chain_of(model: Defended) -> Chained:
+    purifier = model.purifier
+    known = [f.name for f in fields(purifier.settings)] if isinstance(purifier, Chained) else []
+    if not isinstance(purifier, Chained) or not {"t_star", "steps"} <= set(known):
         raise ValueError(
-            f"this analysis follows the chain of a DiffPure; got {model.purifier!r:.80}: "
-            f"give the purifier that does the denoising"
+            f"this analysis follows a chain over t_star and steps, such as a DiffPure's; got "
+            f"{purifier!r:.80}: give the purifier that does the denoising"
         )
-    return model.purifier
+    return purifier
 
 
 def _variants(
-    purifier: DiffPure, t_stars: Sequence[float], steps: Sequence[int]
-) -> dict[str, DiffPure]:
+    purifier: Chained, t_stars: Sequence[float], steps: Sequence[int]
+) -> dict[str, Chained]:
     """The defence at every t_star and number of steps that go together."""
     if not t_stars or not steps:
         raise ValueError("the grid needs at least one t_star and one number of steps")
-    found: dict[str, DiffPure] = {}
+    plain, found = purifier.with_backprop(Checkpoint()), dict[str, Chained]()
     for t_star in t_stars:
         faults = []
         for n in steps:
             try:
-                found[_key(t_star, n)] = variant_of(purifier, t_star, n)
+                settings = replace(plain.settings, t_star=t_star, steps=n)
+                found[_key(t_star, n)] = plain.with_settings(settings)
             except ValueError as fault:  # more steps than indices, or than the convention divides
                 faults.append(fault)
         if len(faults) == len(steps):
             raise ValueError(f"none of the steps {tuple(steps)} fits: {faults[0]}") from faults[0]
     return found
-
-
-def variant_of(purifier: DiffPure, t_star: float, steps: int) -> DiffPure:
-    """The same defence with another t_star and number of steps (the network is shared)."""
-    return DiffPure(
-        purifier.denoiser,
-        purifier.sampler,
-        t_star=t_star,
-        steps=steps,
-        rounds=purifier.rounds,
-        convention=purifier.grid.convention,
-        clamp=purifier.clamp,
-    )
 
 
 def _check_attacked(attacked: Tensor, images: Images, ball: Norm) -> None:
@@ -220,11 +213,11 @@ class _Pair:
         shape = (len(self.few), self.draws)
         return {k: v.reshape(*shape, *v.shape[1:]).mean(1) for k, v in joined.items()}
 
-    def along(self, purifier: DiffPure) -> Arrays:
+    def along(self, purifier: Chained) -> Arrays:
         """Distances of every state, (B, K) each, as "adversarial_l2" and so on, and "removed"."""
 
         def measure(x: Tensor, x_adv: Tensor, at: Tensor, noise: Noise) -> Arrays:
-            chains = [list(states(purifier, each, noise)) for each in (x, x_adv)]
+            chains = [list(purifier.pictures(each, noise)) for each in (x, x_adv)]
             found = [
                 {**self._distances(x, clean, adv), "removed": removed(x, x_adv, clean, adv)}
                 for clean, adv in zip(*chains, strict=True)
@@ -246,7 +239,7 @@ class _Pair:
                 found[f"{name}_features"] = _norm(a - b).cpu().numpy()
         return found
 
-    def ends(self, purifier: DiffPure) -> Arrays:
+    def ends(self, purifier: Purifier) -> Arrays:
         """Accuracies and effects of the whole purifier, (B,) each."""
 
         def measure(x: Tensor, x_adv: Tensor, at: Tensor, noise: Noise) -> Arrays:
@@ -264,33 +257,6 @@ class _Pair:
             }
 
         return self._gather(measure)
-
-
-def states(purifier: DiffPure, x: Tensor, noise: Noise) -> Iterator[Tensor]:
-    """The K states of a purification of x (B, C, H, W), over their alpha, in [0, 1] pixels."""
-    parts = (purifier.denoiser, purifier.sampler, purifier.grid, noise, purifier.rounds)
-    chain = Chain(*parts, clamp=purifier.clamp)
-    path, state = purifier.grid.path(purifier.denoiser.schedule), 2.0 * x - 1.0
-    alphas = [purifier.denoiser.schedule.alpha(t) for t in path.times[1:-1]] + [1.0]
-    yield x
-    for i, link in enumerate(chain.links()):
-        turn, place = divmod(i, len(alphas))
-        if place == 0:
-            yield (chain.noised(path, turn, state) / path.alpha + 1.0) / 2.0
-        state = link(state)
-        yield (state / alphas[place] + 1.0) / 2.0
-
-
-def levels(purifier: DiffPure) -> tuple[Array, Array]:
-    """Time and noise level sigma / alpha of the K states; the ends of every round count as 0."""
-    schedule = purifier.denoiser.schedule
-    path = purifier.grid.path(schedule)
-    inner = [schedule.sigma(t) / schedule.alpha(t) for t in path.times[1:-1]]
-    total = len(schedule) if isinstance(schedule, VPDiscrete) else 1.0
-    shift = 1 if isinstance(schedule, VPDiscrete) else 0
-    times = [(t + shift) / total for t in path.times[:-1]] + [0.0]
-    turn = [path.sigma / path.alpha, *inner, 0.0]
-    return np.array([0.0, *times * purifier.rounds]), np.array([0.0, *turn * purifier.rounds])
 
 
 def removed(x: Tensor, x_adv: Tensor, clean: Tensor, adv: Tensor) -> Array:
@@ -327,7 +293,7 @@ def penultimate(classifier: nn.Module, x: Tensor) -> Tensor | None:
 
 
 def _result(
-    purifier: DiffPure,
+    levels: list[Level],
     images: Images,
     t_stars: Sequence[float],
     steps: Sequence[int],
@@ -350,7 +316,7 @@ def _result(
         return {k.removeprefix(start): v for k, v in joined.items() if k.startswith(start)
                 and "@" not in k}  # fmt: skip
 
-    time, level = levels(purifier)
+    time, level = (np.array(column) for column in zip(*levels, strict=True))
     return Purification(
         time, level, kinds("adversarial"), kinds("clean"), kinds("gap"), joined["removed"],
         np.array(t_stars), np.array(steps),

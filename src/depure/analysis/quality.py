@@ -16,11 +16,10 @@ from depure.analysis.purification import penultimate
 from depure.analysis.store import Array, Arrays, Cells
 from depure.attacks.gradient.pgd import PGD
 from depure.data.images import Images
-from depure.diffusion.schedule import Karras
+from depure.defences.defended import Defended
 from depure.evaluation.record import describe
 from depure.noise import Noise
-from depure.purify.defended import Defended
-from depure.purify.diffpure import DiffPure
+from depure.purifiers.base import Purifier
 from depure.threat import Linf, Threat
 from depure.weights import fingerprint
 
@@ -97,7 +96,7 @@ def quality(
     on `Karras`), where nothing of an image is left.
 
     Args:
-        model: a classifier behind a `DiffPure`.
+        model: a classifier behind a purifier that can generate, such as a `DiffPure`.
         images: held-out images of the data; purified as the defence is set.
         reference: images of the data, none of them in `images`.
         attacked: attacked versions of `images`, purified as another set.
@@ -111,7 +110,7 @@ def quality(
         cells: keeps the pieces, see `Cells`; its `total` grows by the number of cells here.
 
     Raises:
-        ValueError: the purifier is no chain, the classifier has no linear layer before its
+        ValueError: the purifier generates no images, the classifier has no linear layer before its
             logits, or there are fewer than two images for a block.
 
     Source: FID 1706.08500, equation 6; KID 1801.01401, section 4.
@@ -119,13 +118,12 @@ def quality(
     n = len(images) if generated is None else generated
     check_counts(blocks=blocks, steps=steps, batch=batch, shown=shown, generated=n)
     _check_sizes(blocks, held_out=len(images), generated=n, reference=len(reference))
-    if not isinstance(model.purifier, DiffPure):
-        raise ValueError(f"quality is of a DiffPure's images; got {model.purifier!r:.80}")
+    generator = model.purifier.generator(steps)
     features = _classifier_features(model, images.x[:1]) if features is None else features
     settings = _settings(model, images, reference, features, steps, seed)
     sizes = _sizes(len(images), n, len(reference), attacked is not None, bool(features.weights))
     cells = begin(cells, sum(len(slices(k, batch)) for k in sizes))
-    work = _Work(model, model.purifier, features, steps, seed, batch, cells, settings)
+    work = _Work(model, generator, features, steps, seed, batch, cells, settings)
     sets = {
         "held-out": images.x,
         "purified": work.purified("purified", images.x, images.index),
@@ -188,7 +186,7 @@ class _Work:
     """Everything that makes a batch of images, and its features."""
 
     model: Defended
-    purifier: DiffPure
+    generator: Purifier
     features: Features
     steps: int
     seed: int
@@ -199,15 +197,15 @@ class _Work:
     def purified(self, name: str, x: Tensor, index: Tensor) -> Tensor:
         """Purified images, cut to [0, 1]."""
         noise = Noise.of(self.seed, index).fold("quality")
-        return self._purify(name, self.purifier, x, noise)
+        return self._purify(name, self.model.purifier, x, noise)
 
     def generated(self, n: int, like: Tensor) -> Tensor:
         """Images out of noise alone."""
         grey = torch.full((n, *like.shape[1:]), 0.5, dtype=like.dtype)
         noise = Noise.of(self.seed, range(n)).fold("generate")
-        return self._purify("generated", generator_of(self.purifier, self.steps), grey, noise)
+        return self._purify("generated", self.generator, grey, noise)
 
-    def _purify(self, name: str, purifier: DiffPure, x: Tensor, noise: Noise) -> Tensor:
+    def _purify(self, name: str, purifier: Purifier, x: Tensor, noise: Noise) -> Tensor:
         def compute(x: Tensor, part: slice) -> Tensor:
             return torch.as_tensor(purifier(x, noise[part]).clamp(0, 1))
 
@@ -238,13 +236,6 @@ class _Work:
             for p in slices(len(x), self.batch)
         ]
         return torch.from_numpy(join(parts)["x"])
-
-
-def generator_of(purifier: DiffPure, steps: int) -> DiffPure:
-    """The defence's network and reverse rule from the end of the schedule: a sampler of images."""
-    schedule = purifier.denoiser.schedule
-    top = schedule.sigma_max if isinstance(schedule, Karras) else 1.0
-    return DiffPure(purifier.denoiser, purifier.sampler, t_star=top, steps=steps)
 
 
 def _measure(

@@ -27,10 +27,10 @@ from depure.attacks.asking.losses import cross_entropy
 from depure.attacks.base import Attack
 from depure.attacks.gradient.pgd import PGD
 from depure.data.images import Images
+from depure.defences.defended import Defended
 from depure.evaluation.record import describe
 from depure.noise import Noise
-from depure.purify.base import check_stages
-from depure.purify.defended import Defended
+from depure.purifiers.base import check_stages
 from depure.threat import Norm, Threat
 
 BOTH = "both"  # every stage at which a defence draws noise

@@ -18,10 +18,10 @@ from depure.attacks.base import Watch, start_point
 from depure.attacks.case import Case
 from depure.attacks.gradient.pgd import PGD
 from depure.data.images import Images
+from depure.defences.defended import Defended
 from depure.evaluation.record import describe
 from depure.evaluation.shards import base_noise
 from depure.noise import Noise
-from depure.purify.defended import Defended
 from depure.rows import rows_at_once
 from depure.threat import Norm, Threat
 

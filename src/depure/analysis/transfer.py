@@ -17,11 +17,11 @@ from depure.attacks.asking.gradients import distinct_draws
 from depure.attacks.base import Attack
 from depure.attacks.gradient.pgd import PGD
 from depure.data.images import Images
+from depure.defences.defended import Defended
 from depure.evaluation.record import describe
 from depure.evaluation.shards import base_noise, compute_shard, predict
 from depure.evaluation.statistics import Estimate, mean_accuracy
 from depure.noise import Noise
-from depure.purify.defended import Defended
 from depure.threat import Threat
 
 JUDGE_ROWS = 128  # rows of one forward pass when judging: `evaluate`'s own, for equal rounding

@@ -31,8 +31,8 @@ from depure.cli.evaluate import command_line
 from depure.cli.show import console, progress_bar
 from depure.cli.values import SEED, Count, Number, Several, shown
 from depure.data import Images
+from depure.defences import Defended
 from depure.files import plain, replacing, write_json, write_text
-from depure.purify import Defended
 from depure.reporting.explain import all_answers, explain_page
 from depure.reporting.plots.gradients import gradients_figure
 from depure.reporting.plots.landscape import landscape_figure

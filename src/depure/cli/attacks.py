@@ -31,9 +31,10 @@ from depure.attacks import (
 )
 from depure.cli.build import named
 from depure.cli.values import shown
+from depure.defences import Defended
 from depure.diffusion import Straight
 from depure.networks.features.distance import FeatureDistance
-from depure.purify import BPDA, Defended, DiffPure
+from depure.purifiers import BPDA, Chained
 from depure.threat import L1, L2, Ball, Flow, Linf, Perceptual, Threat
 from depure.zoo import load_classifier
 from depure.zoo.lpips import NETWORKS, load_lpips
@@ -133,10 +134,10 @@ def _start(options: dict[str, Any], model: Defended | None) -> Attack:
     plain = PGD(eot=1)
     match options["start"]:
         case "score" | "score-along":
-            purifier, along = model.purifier, options["start"] == "score-along"
-            if not isinstance(purifier, DiffPure):
+            entry, along = model.purifier.entry, options["start"] == "score-along"
+            if entry is None:
                 raise ValueError(f"--start {options['start']} needs a diffusion model: leave it")
-            return ScoreStart.of(purifier.denoiser, purifier.grid, along=along)
+            return ScoreStart(*entry, along=along)
         case "transfer":
             return Transfer(plain, model.classifier)
     return _through_substitute(plain, {**options, "attack": "bpda"}, model)
@@ -149,7 +150,7 @@ def _through_substitute(attack: Attack, options: dict[str, Any], model: Defended
     if options["attack"] == "transfer":
         return Transfer(attack, model.classifier)
     purifier = model.purifier
-    blunt = purifier.with_backprop(Straight()) if isinstance(purifier, DiffPure) else BPDA(purifier)
+    blunt = purifier.with_backprop(Straight()) if isinstance(purifier, Chained) else BPDA(purifier)
     return SubstituteAttack(attack, Defended(blunt, model.classifier))
 
 

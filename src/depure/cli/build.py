@@ -13,6 +13,7 @@ from torch import nn
 from depure.cli.values import Count, ends_of_betas, shown, told
 from depure.data import Images, cifar, digits, image_folder, is_cifar, match_classes, read_classes
 from depure.data.classes import Classes
+from depure.defences import Defended
 from depure.diffusion import (
     DDIM,
     DDPM,
@@ -30,7 +31,7 @@ from depure.diffusion import (
     Surrogate,
     VPDiscrete,
 )
-from depure.purify import Defended, DiffPure, Identity, Purifier
+from depure.purifiers import DiffPure, Identity, Purifier
 from depure.weights import first_line
 from depure.zoo import load_classifier, load_denoiser
 
@@ -234,12 +235,12 @@ def build_purifier(options: dict[str, Any]) -> Purifier:
 def _with_betas(denoiser: Denoiser, betas: str, sampler: str) -> Denoiser:
     """The network on a linear schedule of its own length."""
     trained = denoiser.schedule
-    if not isinstance(trained, VPDiscrete) or sampler in CONTINUOUS:
+    if trained.indices is None or sampler in CONTINUOUS:
         raise ValueError(
             f"--betas replaces the betas of a discrete schedule (--sampler ddpm, ddpm-large or "
             f"ddim); got {trained!r} with --sampler {sampler}: leave --betas out"
         )
-    schedule = VPDiscrete.linear(len(trained), *ends_of_betas(betas))
+    schedule = VPDiscrete.linear(trained.indices, *ends_of_betas(betas))
     return Denoiser(denoiser.network, schedule, denoiser.prediction)
 
 
@@ -247,9 +248,9 @@ def _continuous(denoiser: Denoiser, sampler: str) -> Denoiser:
     """The network along the VP-SDE, if the indices it was trained on are that SDE's steps."""
     trained, sde = denoiser.schedule, VPSDE()
     steps = sde.discrete()
-    if not isinstance(trained, VPDiscrete) or len(trained) != len(steps):
+    if trained.indices != len(steps):
         raise ValueError(f"--sampler {sampler} needs a network of 1000 steps; got {trained!r}")
-    if max(abs(a - b) for a, b in zip(trained.alpha_bar, steps.alpha_bar, strict=True)) > 1e-3:
+    if max(abs(trained.alpha(i) ** 2 - a) for i, a in enumerate(steps.alpha_bar)) > 1e-3:
         raise ValueError(
             f"--sampler {sampler} runs the VP-SDE of betas 0.1 to 20, but the network was trained "
             f"on {trained!r}: use ddpm or ddim"
@@ -259,9 +260,8 @@ def _continuous(denoiser: Denoiser, sampler: str) -> Denoiser:
 
 def channels_of(purifier: Purifier) -> int | None:
     """Image channels that the purifier's network takes, where it says so."""
-    config = getattr(getattr(purifier, "denoiser", None), "network", None)
-    channels = getattr(getattr(config, "config", None), "in_channels", None)
-    return int(channels) if channels is not None else None
+    found = [part.channels for part in purifier.parts if isinstance(part, Denoiser)]
+    return found[0] if found else None
 
 
 def build_model(options: dict[str, Any]) -> tuple[Defended, Images]:
@@ -324,10 +324,8 @@ def _check_fit(model: Defended, images: Images, device: str) -> int:
 
 def check_size(purifier: Purifier, x: torch.Tensor) -> None:
     """Raise ValueError if the denoiser says that it was trained on images of another size."""
-    network = getattr(getattr(purifier, "denoiser", None), "network", None)
-    size = getattr(getattr(network, "config", None), "sample_size", None)
-    pair = (size, size) if isinstance(size, int) else size
-    if pair is not None and tuple(pair) != tuple(x.shape[-2:]):
+    pair = next((part.size for part in purifier.parts if isinstance(part, Denoiser)), None)
+    if pair is not None and pair != tuple(x.shape[-2:]):
         got, trained = ("x".join(str(n) for n in s) for s in (x.shape[-2:], pair))
         raise ValueError(
             f"the denoiser was trained on {trained} images; got {got}: pass --image-size, or "

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from depure.attacks import PGD
 from depure.cli.monitor import GRADIENT_CHECK
 from depure.data import Images, write_image
-from depure.diffusion import DDIM, DDPM, Denoiser, Heun, Karras
+from depure.defences import Defended
+from depure.diffusion import DDIM, DDPM, Denoiser, Heun
 from depure.evaluation import Result, evaluate, verify_gradient
 from depure.noise import Noise
-from depure.purify import Defended, DiffPure, Identity
+from depure.purifiers import DiffPure, Identity
 from depure.threat import Linf, Threat
 from depure.training.loop import device_of
 
@@ -64,7 +65,7 @@ def _gradient(model: Defended, held: Images, eps: float) -> float:
 
 
 def _purifier(denoiser: Denoiser) -> DiffPure:
-    if isinstance(denoiser.schedule, Karras):
+    if not denoiser.schedule.preserves_variance:
         return DiffPure(denoiser, Heun(), t_star=0.5, steps=5)
     return DiffPure(denoiser, DDPM(), t_star=0.1, steps=5)
 
@@ -72,7 +73,7 @@ def _purifier(denoiser: Denoiser) -> DiffPure:
 def sample_sheet(network: nn.Module, path: Path, wrap: Wrap, images: Images, t_max: float) -> None:
     """A sheet of 16: samples from noise, or, if only short times are trained, purified images."""
     denoiser = wrap(network)
-    edm = isinstance(denoiser.schedule, Karras)
+    edm = not denoiser.schedule.preserves_variance
     some = images[torch.arange(min(16, len(images)))]
     x = some.x.to(device_of(network))
     if edm:
@@ -88,8 +89,8 @@ def sample_sheet(network: nn.Module, path: Path, wrap: Wrap, images: Images, t_m
 
 
 def _indices(denoiser: Denoiser, t_max: float) -> int:
-    steps = getattr(denoiser.schedule, "betas", None)
-    return max(1, round(t_max * len(steps))) if steps else 50
+    indices = denoiser.schedule.indices
+    return max(1, round(t_max * indices)) if indices else 50
 
 
 def _noise(images: Images) -> Noise:

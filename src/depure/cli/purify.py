@@ -19,7 +19,7 @@ from depure.cli.values import Count
 from depure.data import list_images, read_image, write_image
 from depure.files import sweep
 from depure.noise import Noise
-from depure.purify import Purifier
+from depure.purifiers import Purifier
 
 
 @click.command("purify", short_help="Purify a file or folder of images.")

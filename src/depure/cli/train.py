@@ -24,7 +24,7 @@ from depure.cli.show import console, plain_warnings, progress_bar
 from depure.cli.train_folder import RECORD, Folder
 from depure.cli.train_parts import check_start, known_to, process_of
 from depure.data import Images
-from depure.diffusion import Denoiser, Karras, Schedule, VPDiscrete
+from depure.diffusion import Denoiser, Schedule, VPDiscrete
 from depure.files import locked
 from depure.threat import L2, Linf
 from depure.training import (
@@ -194,8 +194,7 @@ def _train_denoiser(
     held: Images,
 ) -> None:
     def purifier(network: nn.Module) -> Denoiser:
-        edm = isinstance(schedule, Karras)
-        return Denoiser(network, schedule, "edm" if edm else "epsilon")
+        return Denoiser(network, schedule, schedule.predictions[0])
 
     def save(network: nn.Module, folder: Path) -> list[Path]:
         return save_denoiser(network, schedule, folder)

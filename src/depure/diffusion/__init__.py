@@ -9,11 +9,11 @@ from depure.diffusion.backprop import (
     Straight,
     Surrogate,
 )
-from depure.diffusion.chain import Chain
+from depure.diffusion.chain import Chain, Link, State, inner_gradient
 from depure.diffusion.denoiser import Denoiser, Estimate
 from depure.diffusion.grid import Grid
 from depure.diffusion.samplers import DDIM, DDPM, EulerMaruyama, Heun, ProbabilityFlow, Sampler
-from depure.diffusion.schedule import VPSDE, Karras, Schedule, VPDiscrete
+from depure.diffusion.schedules import VPSDE, Karras, Schedule, VPDiscrete
 
 __all__ = [
     "DDIM",
@@ -31,10 +31,13 @@ __all__ = [
     "Grid",
     "Heun",
     "Karras",
+    "Link",
     "ProbabilityFlow",
     "Sampler",
     "Schedule",
+    "State",
     "Straight",
     "Surrogate",
     "VPDiscrete",
+    "inner_gradient",
 ]

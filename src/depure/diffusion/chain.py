@@ -2,80 +2,163 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from depure.diffusion.denoiser import Denoiser
-from depure.diffusion.grid import Grid, Path, label_of
-from depure.diffusion.samplers.base import Sampler
-from depure.noise import Noise
-from depure.types import Step, Waypoint
+from depure.types import Time
+
+State = tuple[Tensor, ...]
+"""What a chain carries from link to link: always a tuple, the first entry with one row per image.
+
+Entries that are not floating point (a counter, a mask) are carried, not differentiated.
+"""
+
+
+class Link(NamedTuple):
+    """One step of a chain, a pure function (state, context) -> state.
+
+    Args:
+        step: the function; it may run several times on one state and must then give the same.
+        kind: links of one kind take the same memory, which is measured once a kind.
+        round: which repetition of the loop it belongs to, from 0.
+        time: where it arrives, if the loop has a time.
+    """
+
+    step: Callable[[State, State], State]
+    kind: str
+    round: int = 0
+    time: Time | None = None
+
+    def __call__(self, state: State, context: State) -> State:
+        """The state after this link.
+
+        Raises:
+            TypeError: if the step returns no tuple.
+        """
+        after: object = self.step(state, context)
+        if not isinstance(after, tuple):
+            raise TypeError(
+                f"a link of kind {self.kind!r} returned a {type(after).__name__}: its state is a "
+                f"tuple of tensors, (x,) for one"
+            )
+        return after
+
+
+@dataclass(frozen=True, eq=False)
+class ReverseSDE:
+    """The stochastic differential equation that a chain discretises, for solvers of their own.
+
+    Time counts the steps of a round, so that floats do not accumulate. States are (B, C, H, W).
+
+    Args:
+        rounds: how often it is solved, from 0 to `steps` each time.
+        steps: steps of a round.
+        begin: (round, state) to the state that the round is solved from.
+        drift: (step, state) to the drift, per step.
+        spread: step to the standard deviation of the noise, per step.
+        noise: (round, step, like) to the chain's own standard normal numbers; None for none.
+        finish: what is done to the last state.
+        last_sigma: noise level at the end of a round; the score is infinite at 0.
+    """
+
+    rounds: int
+    steps: int
+    begin: Callable[[int, Tensor], Tensor]
+    drift: Callable[[int, Tensor], Tensor]
+    spread: Callable[[int], float]
+    noise: Callable[[int, int, Tensor], Tensor | None]
+    finish: Callable[[Tensor], Tensor]
+    last_sigma: float
 
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """`rounds` times: noise the state (stage "forward"), then denoise it (stage "reverse").
+    """Any purification that is a loop: a start made from the image, links, and an end.
 
-    Every link is one reverse step, a pure function of the state (B, C, H, W) in [-1, 1] space;
-    the first of each round noises the state before it steps, and the very last clamps it to
-    [-1, 1] if asked. Reverse noise is keyed by the round and the time it leaves, so coarser
-    chains share the numbers of the times they share.
+    Args:
+        start: made from the image under autograd: (x_t,), or (y, momentum, count).
+        links: the steps, in order.
+        end: from the last state to the image (B, C, H, W) in [0, 1].
+        context: what every link sees besides its state (a guidance image, its features), made
+            from the image under autograd; the replay returns its gradient too.
+        shorter: the chain of so many steps a round, for `Surrogate`; None if there is none.
+        sde: what `Adjoint` solves; None if the chain is no reverse SDE.
+        parts: modules that the links call; their weights do not count as a step's memory.
+            `Chained` fills them in.
     """
 
-    denoiser: Denoiser
-    sampler: Sampler
-    grid: Grid
-    noise: Noise
-    rounds: int = 1
-    clamp: bool = False
+    start: State
+    links: tuple[Link, ...]
+    end: Callable[[State], Tensor]
+    context: State = ()
+    shorter: Callable[[int], Chain] | None = None
+    sde: ReverseSDE | None = None
+    parts: tuple[nn.Module, ...] = ()
 
-    def links(self) -> tuple[Step, ...]:
-        """One function state -> state for every reverse step of every round."""
-        path = self.grid.path(self.denoiser.schedule)
-        steps = range(len(path.pairs))
-        return tuple(partial(self._link, path, r, i) for r in range(self.rounds) for i in steps)
+    @property
+    def trained(self) -> bool:
+        """Whether a weight of the parts requires a gradient."""
+        return any(p.requires_grad for part in self.parts for p in part.parameters())
 
-    def coarse(self, steps: int) -> Chain:
-        """The same chain in fewer steps a round."""
-        return replace(self, grid=replace(self.grid, steps=steps))
+    @property
+    def differentiated(self) -> bool:
+        """Whether a gradient is wanted, as far as the inputs and the parts tell."""
+        if not torch.is_grad_enabled():
+            return False
+        return any(t.requires_grad for t in (*self.start, *self.context)) or self.trained
 
-    def noised(self, path: Path, turn: int, x: Tensor) -> Tensor:
-        """The state that round `turn` starts from: x with the round's forward noise."""
-        return path.alpha * x + path.sigma * self.noise.normal("forward", (turn, 0), x)
 
-    def waypoints(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Waypoint, ...]:
-        """The states after each link of the chain from x, beside what noising alone makes of x.
+def has_gradient(tensor: Tensor) -> bool:
+    """Whether a tensor is of a kind that can be differentiated."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
-        The counterpart of a state at time t of a round is alpha(t) x + sigma(t) z, with the image
-        x and the forward noise z that this round began with.
-        """
-        schedule, times = self.denoiser.schedule, self.grid.path(self.denoiser.schedule).times[1:]
-        points = []
-        for turn in range(self.rounds):
-            z = self.noise.normal("forward", (turn, 0), x)
-            part = states[turn * len(times) : (turn + 1) * len(times)]
-            for i, (t, state) in enumerate(zip(times, part, strict=True)):
-                noised = schedule.alpha(t) * x + schedule.sigma(t) * z
-                left = (self.rounds - turn - 1, len(times) - i - 1)
-                points.append(Waypoint(*left, t, state, noised))
-            x = part[-1]
-        return tuple(points)
 
-    def reverse_noise(self, path: Path, turn: int, i: int, like: Tensor) -> Tensor | None:
-        """Standard normal numbers of reverse step i; None where the rule takes none."""
-        last = i + 1 == len(path.times) - 1
-        if not self.sampler.stochastic or (last and self.sampler.denoise_last):
-            return None
-        return self.noise.normal("reverse", (turn, label_of(path.times[i])), like)
+def inner_gradient(f: Callable[..., Tensor], *states: Tensor) -> State:
+    """The gradients of the sum of f(*states) by each of the states, for guidance inside a link.
 
-    def _link(self, path: Path, turn: int, i: int, x: Tensor) -> Tensor:
-        if i == 0:
-            x = self.noised(path, turn, x)
-        t, s = path.times[i], path.times[i + 1]
-        z = self.reverse_noise(path, turn, i, x)
-        x = self.sampler.step(self.denoiser, x, t, s, z)
-        end = turn + 1 == self.rounds and i + 2 == len(path.times)
-        return x.clamp(-1.0, 1.0) if self.clamp and end else x
+    Differentiable itself where an input needs it: one of the states, or anything that `f` closes
+    over. Elsewhere no graph is left behind, so that a replay stays within its memory.
+
+    Args:
+        f: to a number, or one per image (B,).
+        states: floating point tensors; what is no variable of the gradient (a reference image, say)
+            is closed over.
+
+    Raises:
+        RuntimeError: `f` has no gradient by one of the states.
+
+    Example:
+        >>> inner_gradient(lambda x: x.square().sum(), torch.tensor([1.0, 2.0]))
+        (tensor([2., 4.]),)
+    """
+    wanted = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = tuple(
+            # A view of its own: the gradient by one state does not go through another.
+            s.view_as(s) if wanted and s.requires_grad else s.detach().requires_grad_()
+            for s in states
+        )
+        value = f(*leaves).sum()
+        outer = any(s.requires_grad for s in states)
+        needed = wanted and (outer or _leads_elsewhere(value, leaves))
+        return torch.autograd.grad(value, leaves, create_graph=needed)
+
+
+def _leads_elsewhere(value: Tensor, leaves: State) -> bool:
+    """Whether the graph of a value reaches a leaf that is none of these."""
+    own = {id(leaf) for leaf in leaves}
+    seen, ahead = set(), [value.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) not in own:
+            return True
+        ahead += [following for following, _ in node.next_functions]
+    return False

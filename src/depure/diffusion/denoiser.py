@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from depure.diffusion.schedule import Karras, Schedule, Time
-
-Prediction = Literal["epsilon", "x0", "v", "edm"]
+from depure.diffusion.schedules import Prediction, Schedule
+from depure.types import Time
 
 
 class Estimate(NamedTuple):
@@ -52,7 +51,7 @@ class Denoiser(nn.Module):
         freeze: bool = True,
     ) -> None:
         super().__init__()
-        known = ("edm", "v") if isinstance(schedule, Karras) else ("epsilon", "x0", "v")
+        known = schedule.predictions
         if prediction not in known:
             raise ValueError(
                 f"prediction must be one of {', '.join(known)}; got {prediction!r}: "
@@ -64,6 +63,18 @@ class Denoiser(nn.Module):
         if freeze:
             network.requires_grad_(False)
         self.eval()
+
+    @property
+    def channels(self) -> int | None:
+        """Image channels that the network takes, where its configuration says so."""
+        channels = getattr(getattr(self.network, "config", None), "in_channels", None)
+        return None if channels is None else int(channels)
+
+    @property
+    def size(self) -> tuple[int, ...] | None:
+        """Height and width that the network was trained on, where its configuration says so."""
+        size = getattr(getattr(self.network, "config", None), "sample_size", None)
+        return (size, size) if isinstance(size, int) else None if size is None else tuple(size)
 
     def train(self, mode: bool = True) -> Self:
         """Refuse training mode.
@@ -85,8 +96,8 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Time) -> Estimate:
         """Estimates for x (B, C, H, W) in diffusion space at the scalar time t."""
-        if isinstance(self.schedule, Karras):
-            return self._preconditioned(x, self.schedule.sigma(t), self.schedule.sigma_data)
+        if self.schedule.data_scale is not None:
+            return self._preconditioned(x, self.schedule.sigma(t), self.schedule.data_scale)
         out = self._predict(x, t)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         if self.prediction == "epsilon":

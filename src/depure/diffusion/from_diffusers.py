@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from depure.diffusion.config import number, numbers, whole
-from depure.diffusion.schedule import Karras, Schedule, VPDiscrete
+from depure.diffusion.schedules import Karras, Schedule, VPDiscrete
 from depure.networks.unets import UNet, UNetSettings, current_names
 from depure.weights import (
     check_weights,

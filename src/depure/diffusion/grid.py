@@ -4,31 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Literal, NoReturn, get_args
+from typing import get_args
 
-from depure.diffusion.schedule import VPSDE, Karras, Schedule, Time, VPDiscrete
-
-Convention = Literal["diffpure", "addt", "adbm"]
-
-_LEVELS = 18  # EDM's own number for 32 x 32 images (2206.00364, table 2)
-
-
-@dataclass(frozen=True)
-class Path:
-    """One purification in time: noised with (alpha, sigma), then times[0] > ... > times[-1].
-
-    Each consecutive pair (t, s) of times is one reverse step.
-    """
-
-    alpha: float
-    sigma: float
-    times: tuple[Time, ...]
-
-    @property
-    def pairs(self) -> tuple[tuple[Time, Time], ...]:
-        """(t, s) of every reverse step, in order."""
-        return tuple(zip(self.times[:-1], self.times[1:], strict=True))
+from depure.diffusion.schedules import Convention, Schedule, TimePath
+from depure.diffusion.schedules.base import refuse_t_star
 
 
 @dataclass(frozen=True)
@@ -61,7 +40,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.t_star < math.inf:
-            self._refuse_t_star()
+            refuse_t_star(self.t_star)
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps must be at least 1; got {self.steps}")
         if self.convention not in get_args(Convention):
@@ -70,90 +49,11 @@ class Grid:
                 f"got {self.convention!r}"
             )
 
-    def path(self, schedule: Schedule) -> Path:
+    def path(self, schedule: Schedule) -> TimePath:
         """The times to visit on a schedule.
 
         Raises:
             ValueError: if t_star is out of the schedule's range, or the steps do not fit into the
                 indices up to t_star.
         """
-        if isinstance(schedule, Karras):
-            return self._levels(schedule)
-        if self.t_star > 1.0:
-            self._refuse_t_star()
-        if isinstance(schedule, VPDiscrete):
-            return self._discrete(schedule)
-        if isinstance(schedule, VPSDE):
-            return self._continuous(schedule)
-        raise ValueError(f"no time grid for the schedule {schedule!r}")
-
-    def _refuse_t_star(self) -> NoReturn:
-        raise ValueError(f"t_star must lie in (0, 1], a fraction of the chain; got {self.t_star}")
-
-    def _discrete(self, schedule: VPDiscrete) -> Path:
-        top = round(self.t_star * len(schedule))
-        if top < 1:
-            raise ValueError(
-                f"t_star must reach at least one index of {len(schedule)}; got {self.t_star}: "
-                f"raise it to {1 / len(schedule):g} or more"
-            )
-        n = top if self.steps is None else self.steps
-        if not 1 <= n <= top:
-            raise ValueError(
-                f"steps must be at most {top}, the number of indices up to t_star = {self.t_star} "
-                f"of {len(schedule)}; got {n}"
-            )
-        times: tuple[int, ...]
-        if self.convention == "addt":
-            if top >= len(schedule) or top % n:
-                raise ValueError(
-                    f"the addt convention needs steps that divide {top} and t_star below 1; "
-                    f"got steps = {n}, t_star = {self.t_star}"
-                )
-            times = (*range(top, -1, -(top // n)), -1)
-        else:
-            times = tuple(top * (n - i) // n - 1 for i in range(n + 1))
-        noised = times[0] if self.convention != "adbm" else min(top, len(schedule) - 1)
-        return Path(schedule.alpha(noised), schedule.sigma(noised), times)
-
-    def _refuse_adbm(self) -> None:
-        if self.convention == "adbm":
-            raise ValueError(
-                "the adbm convention needs a discrete schedule; choose diffpure or addt"
-            )
-
-    def _continuous(self, schedule: VPSDE) -> Path:
-        self._refuse_adbm()
-        top, milli = Fraction(str(self.t_star)), Fraction(1, 1000)
-        n = max(1, round(top / milli)) if self.steps is None else self.steps
-        if self.convention == "addt":
-            top, end, n = min(top + milli, Fraction(1)), Fraction(0), n + 1
-        else:
-            end = milli / 100
-            if top <= end:
-                raise ValueError(f"t_star must lie above {float(end):g}; got {self.t_star}")
-        times = tuple(float(top + (end - top) * Fraction(i, n)) for i in range(n + 1))
-        if self.convention == "addt":
-            return Path(schedule.alpha(times[0]), schedule.sigma(times[0]), times)
-        discrete = schedule.discrete()
-        index = max(0, round(top * len(discrete)) - 1)
-        return Path(discrete.alpha(index), discrete.sigma(index), times)
-
-    def _levels(self, schedule: Karras) -> Path:
-        self._refuse_adbm()
-        top, end = float(self.t_star), schedule.sigma_min
-        if not end < top <= schedule.sigma_max:
-            raise ValueError(
-                f"t_star is the noise level to purify from on {schedule!r}: it must lie above "
-                f"sigma_min and at most at sigma_max; got {self.t_star}"
-            )
-        last = (_LEVELS if self.steps is None else self.steps) - 1
-        high, low = top ** (1.0 / schedule.rho), end ** (1.0 / schedule.rho)
-        inner = tuple((high + i / last * (low - high)) ** schedule.rho for i in range(1, last))
-        times = (top, *inner, *((end,) if last else ()), 0.0)
-        return Path(schedule.alpha(top), schedule.sigma(top), times)
-
-
-def label_of(t: Time) -> int:
-    """Integer that keys the noise of a step: the index itself, or a real time in billionths."""
-    return t if isinstance(t, int) else round(t * 1_000_000_000)
+        return schedule.path(self.t_star, self.steps, self.convention)

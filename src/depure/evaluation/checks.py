@@ -17,14 +17,14 @@ from depure.attacks.asking.gradients import distinct_draws
 from depure.attacks.asking.journal import journal
 from depure.attacks.base import Attack
 from depure.data.images import Images
+from depure.defences.defended import Defended
 from depure.evaluation import statistics
 from depure.evaluation.gradient_check import GradientCheck
 from depure.evaluation.gradient_check.proposal import check_at_proposals
 from depure.evaluation.neighbours import neighbours_matter
 from depure.evaluation.shards import Shard, base_noise, logits_of, predict
 from depure.noise import Noise
-from depure.purify.base import Identity
-from depure.purify.defended import Defended
+from depure.purifiers import Identity
 from depure.rows import rows_at_once
 from depure.threat import Threat
 

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from depure.defences.defended import Defended
 from depure.diffusion.backprop.checkpoint import probing
-from depure.diffusion.denoiser import Denoiser
-from depure.purify.defended import Defended
 
 
 @dataclass
@@ -50,8 +49,8 @@ def counted(model: Defended) -> Iterator[Cost]:
         return hook
 
     handles = [model.classifier.register_forward_pre_hook(count("classifier_calls"))]
-    networks = {m.network for m in model.modules() if isinstance(m, Denoiser)}
-    handles += [n.register_forward_pre_hook(count("denoiser_calls")) for n in networks]
+    parts = dict.fromkeys(model.purifier.parts)
+    handles += [p.register_forward_pre_hook(count("denoiser_calls")) for p in parts]
     begin = time.perf_counter()
     try:
         yield cost

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from depure.attacks.asking.gradients import distinct_draws
+from depure.defences.defended import Defended
 from depure.evaluation.checks import Trial
 from depure.evaluation.shards import Shard, base_noise
 from depure.noise import Noise
 from depure.pieces import Pieces
-from depure.purify.defended import Defended
 from depure.rows import parts, rows_at_once
 
 EXAMPLES = "examples.safetensors"

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from depure.defences.defended import Defended
 from depure.diffusion.backprop.checkpoint import default_limit
 from depure.noise import Noise
-from depure.purify.defended import Defended
 from depure.rows import Chunk, rows_at_once
 
 # Floating point operations of one network call that a processor works off well, from and to: with

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from depure.answers import answered
+from depure.defences.defended import Defended
 from depure.noise import Noise
-from depure.purify.defended import Defended
 
 _ROWS = 16  # most rows of the largest pass
 

@@ -19,7 +19,7 @@ from torch import nn
 from depure import __version__
 from depure.attacks.base import Attack
 from depure.data.images import Images
-from depure.purify.defended import Defended
+from depure.defences.defended import Defended
 from depure.threat import Ball, Norm, Threat
 from depure.weights import fingerprint
 

@@ -12,6 +12,7 @@ import torch
 
 from depure.attacks.base import Attack
 from depure.data.images import Images, check_outputs
+from depure.defences.defended import Defended
 from depure.evaluation.card import card_of, keep_card
 from depure.evaluation.checks import Check, Trial, cheap_checks, costly_checks
 from depure.evaluation.cost import peak_memory, total
@@ -32,7 +33,6 @@ from depure.evaluation.result import Result
 from depure.evaluation.shards import Shard, base_noise, compute_shard, shard_name
 from depure.files import locked, sweep, temporary_folder
 from depure.pieces import Pieces, identity, read_config, write_config
-from depure.purify.defended import Defended
 from depure.rows import Chunk, rows_at_once
 from depure.threat import Threat
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from depure.attacks.base import Attack, Watch
 from depure.attacks.case import Case
 from depure.data.images import Images, check_pixels
+from depure.defences.defended import Defended
 from depure.evaluation.result import Result
 from depure.evaluation.run import Progress, evaluate
-from depure.purify.defended import Defended
 from depure.threat import Ball, Threat
 from depure.weights import (
     UNREADABLE,

@@ -16,11 +16,11 @@ from depure.attacks.asking.journal import journal
 from depure.attacks.base import Attack, Watch
 from depure.attacks.case import Case
 from depure.data.images import Images
+from depure.defences.defended import Defended
 from depure.evaluation.cost import Cost, counted
 from depure.noise import Noise
 from depure.pieces import Pieces, read_config
-from depure.purify.base import check_stages
-from depure.purify.defended import Defended
+from depure.purifiers.base import check_stages
 from depure.rows import parts, rows_at_once
 from depure.threat import Threat
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from depure.diffusion.prediction import EDM, Denoised, Epsilon, Prediction, as_images
-from depure.diffusion.schedule import VPSDE, VPDiscrete
+from depure.diffusion.schedules import VPSDE, VPDiscrete
 from depure.rows import per_image
 
 Network = Callable[[Tensor, Tensor], object]

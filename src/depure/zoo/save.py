@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from depure.diffusion import VPSDE, Karras, Schedule, VPDiscrete
+from depure.diffusion import Schedule
 from depure.files import replacing, write_text
 from depure.networks.unets import UNet
 from depure.weights import fingerprint, read_safetensors, save_tensors
@@ -35,7 +35,7 @@ def save_denoiser(network: nn.Module, schedule: Schedule, folder: Path) -> list[
     """
     config = folder / "unet" / "config.json"
     texts = {
-        folder / "scheduler" / "scheduler_config.json": json.dumps(_scheduler(schedule), indent=2)
+        folder / "scheduler" / "scheduler_config.json": json.dumps(schedule.scheduler(), indent=2)
         + "\n",
         config: _described(network),
     }
@@ -66,28 +66,6 @@ def _described(network: nn.Module) -> str:
 
 def _text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-
-
-def _scheduler(schedule: Schedule) -> dict[str, Any]:
-    if isinstance(schedule, VPSDE):
-        schedule = schedule.discrete()
-    if isinstance(schedule, VPDiscrete):
-        return {
-            "_class_name": "DDPMScheduler",
-            "num_train_timesteps": len(schedule),
-            "trained_betas": list(schedule.betas),
-            "prediction_type": "epsilon",
-        }
-    if isinstance(schedule, Karras):
-        return {
-            "_class_name": "EDMEulerScheduler",
-            "sigma_data": schedule.sigma_data,
-            "sigma_min": schedule.sigma_min,
-            "sigma_max": schedule.sigma_max,
-            "rho": schedule.rho,
-            "prediction_type": "epsilon",
-        }
-    raise ValueError(f"no scheduler of diffusers is like {schedule!r}")
 
 
 def save_classifier(network: nn.Module, path: Path) -> list[Path]:

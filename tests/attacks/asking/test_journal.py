@@ -13,10 +13,11 @@ from depure.attacks import APGD, PGD, Transfer
 from depure.attacks.asking import journal as module
 from depure.attacks.asking.journal import cached, journal
 from depure.data import digits
+from depure.defences import Defended
 from depure.diffusion import Straight
 from depure.evaluation.cost import counted
 from depure.noise import Noise
-from depure.purify import Defended, DiffPure
+from depure.purifiers import DiffPure
 from depure.threat import Linf
 from depure.zoo import load_classifier, load_denoiser
 

@@ -18,6 +18,7 @@ from depure.attacks import (
 )
 from depure.attacks.asking.model import WithTerm
 from depure.attacks.purifier.intermediate import deviation
+from depure.defences import Defended
 from depure.diffusion import (
     DDIM,
     DDPM,
@@ -30,9 +31,9 @@ from depure.diffusion import (
     Straight,
     Surrogate,
 )
-from depure.diffusion.schedule import VPDiscrete
+from depure.diffusion.schedules import VPDiscrete
 from depure.noise import Noise
-from depure.purify import BPDA, Defended, DiffPure, Identity
+from depure.purifiers import BPDA, DiffPure, Identity
 from depure.rows import Chunk, chunked
 from depure.threat import Linf
 from depure.types import Waypoint

@@ -11,10 +11,11 @@ from depure.attacks import ScoreStart, SubstituteAttack, Transfer
 from depure.cli.attacks import build_attack
 from depure.cli.build import build_model
 from depure.cli.evaluate import command
+from depure.defences import Defended
 from depure.diffusion import DDPM, Denoiser, VPDiscrete
 from depure.evaluation.record import settings_of
 from depure.noise import Noise
-from depure.purify import Defended, DiffPure
+from depure.purifiers import DiffPure
 from depure.rows import Chunk, chunked
 from depure.threat import L2, Flow, Linf
 

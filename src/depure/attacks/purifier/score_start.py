@@ -12,9 +12,9 @@ from depure.attacks.case import Case
 from depure.attacks.settings import check_count
 from depure.diffusion.denoiser import Denoiser
 from depure.diffusion.grid import Grid
-from depure.diffusion.schedule import Time
 from depure.noise import Noise
 from depure.rows import parts, rows_at_once
+from depure.types import Time
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -10,11 +9,8 @@ import torch
 from torch import Tensor
 
 from depure.diffusion.backprop.base import Backprop
-from depure.diffusion.chain import Chain
-from depure.diffusion.denoiser import Denoiser
-from depure.diffusion.grid import Path
-from depure.diffusion.samplers.sde import EulerMaruyama, reverse_drift
-from depure.diffusion.schedule import VPSDE
+from depure.diffusion.backprop.checkpoint import Checkpoint
+from depure.diffusion.chain import Chain, ReverseSDE
 
 Method = Literal["milstein", "euler"]
 
@@ -50,33 +46,34 @@ class Adjoint(Backprop):
             )
 
     def run(self, chain: Chain, x: Tensor) -> Tensor:
-        """The end of the chain, with or without gradients, each round solved by torchsde.
+        """The image at the end, with or without gradients, each round solved by torchsde.
 
         Raises:
-            ValueError: unless the chain is EulerMaruyama on a VPSDE that ends above t = 0, with
-                frozen weights.
+            ValueError: unless the chain is a reverse SDE (EulerMaruyama on a VPSDE) that ends
+                above t = 0, with frozen weights.
             ImportError: without torchsde.
         """
-        path, schedule = _checked(chain)
+        sde = _checked(chain)
         torchsde = _torchsde()
-        ends = torch.tensor([0.0, len(path.times) - 1], dtype=torch.float64)
-        for turn in range(chain.rounds):
-            start = chain.noised(path, turn, x)
-            x = torchsde.sdeint_adjoint(
-                _ReverseSDE(chain.denoiser, schedule, path, start.shape),
+        ends = torch.tensor([0.0, sde.steps], dtype=torch.float64)
+        (state,) = chain.start
+        for turn in range(sde.rounds):
+            start = sde.begin(turn, state)
+            state = torchsde.sdeint_adjoint(
+                _Flat(sde, start.shape),
                 start.flatten(1),
                 ends,
-                bm=_Brownian(chain, path, turn, start.detach()),
+                bm=_Brownian(sde, turn, start.detach()),
                 method="euler",
                 adjoint_method=self.method,
                 dt=1.0,
                 adjoint_params=(),
             )[-1].view_as(start)
-        return x.clamp(-1.0, 1.0) if chain.clamp else x
+        return chain.end((sde.finish(state),))
 
     def at_once(self, chain: Chain, x: Tensor) -> Tensor:
         """One link: the backward solve differentiates one step at a time."""
-        return chain.links()[0](x)
+        return Checkpoint().at_once(chain, x)
 
 
 def _torchsde() -> Any:
@@ -90,51 +87,45 @@ def _torchsde() -> Any:
     return torchsde
 
 
-def _checked(chain: Chain) -> tuple[Path, VPSDE]:
-    """The chain's path and schedule, or ValueError where this adjoint would not be its own."""
-    schedule = chain.denoiser.schedule
-    if not isinstance(chain.sampler, EulerMaruyama) or not isinstance(schedule, VPSDE):
+def _checked(chain: Chain) -> ReverseSDE:
+    """What the chain solves, or ValueError where this adjoint would not be its own."""
+    if chain.sde is None:
         raise ValueError(
-            f"the continuous adjoint is that of EulerMaruyama on a VPSDE; got {chain.sampler!r} on "
-            f"{schedule!r}: use Checkpoint(), which is exact for every sampler"
+            "the continuous adjoint is that of a reverse SDE (EulerMaruyama on a VPSDE), which "
+            "this chain is not: use Checkpoint(), which is exact for every chain"
         )
-    if torch.is_grad_enabled() and any(p.requires_grad for p in chain.denoiser.parameters()):
+    if torch.is_grad_enabled() and chain.trained:
         raise ValueError(
             "Adjoint differentiates images only, but the network's weights require gradients: "
             "freeze them, or use Checkpoint() to differentiate both"
         )
-    path = chain.grid.path(schedule)
-    if schedule.sigma(path.times[-1]) == 0.0:
+    if chain.sde.last_sigma == 0.0:
         raise ValueError(
-            f"the adjoint starts at the last time of the path, {path.times[-1]}, where the score "
-            f"is infinite: use convention='diffpure', which ends at 1e-5"
+            "the adjoint starts at the last time of the path, where the noise level is 0 and the "
+            "score is infinite: use convention='diffpure', which ends at 1e-5"
         )
-    return path, schedule
+    return chain.sde
 
 
-class _ReverseSDE:
-    """The reverse VP-SDE as torchsde wants it, on flat states (B, D).
+class _Flat:
+    """A reverse SDE as torchsde wants it, on flat states (B, D), in time that counts its steps.
 
-    Time counts the steps of the path, 0, 1, ..., so that floats do not accumulate and torchsde
-    takes exactly the chain's steps, at exactly its times.
+    Hence torchsde takes exactly the chain's steps, at exactly its times.
     """
 
     sde_type = "ito"
     noise_type = "diagonal"
 
-    def __init__(self, denoiser: Denoiser, schedule: VPSDE, path: Path, shape: torch.Size) -> None:
-        self.denoiser, self.schedule, self.times, self.shape = denoiser, schedule, path.times, shape
-        self.spacing = (path.times[0] - path.times[-1]) / (len(path.times) - 1)
+    def __init__(self, sde: ReverseSDE, shape: torch.Size) -> None:
+        self.sde, self.shape = sde, shape
 
     def f(self, u: Tensor, y: Tensor) -> Tensor:
         """Drift per step, (B, D)."""
-        drift = reverse_drift(self.denoiser, y.view(self.shape), self.times[round(u.item())], 1.0)
-        return (drift * self.spacing).flatten(1)
+        return self.sde.drift(round(u.item()), y.view(self.shape)).flatten(1)
 
     def g(self, u: Tensor, y: Tensor) -> Tensor:
         """Standard deviation per step, (B, D)."""
-        beta = self.schedule.beta(self.times[round(u.item())])
-        return torch.full_like(y, math.sqrt(beta * self.spacing))
+        return torch.full_like(y, self.sde.spread(round(u.item())))
 
 
 class _Brownian:
@@ -146,8 +137,8 @@ class _Brownian:
 
     levy_area_approximation = "none"
 
-    def __init__(self, chain: Chain, path: Path, turn: int, like: Tensor) -> None:
-        self.chain, self.path, self.turn, self.like = chain, path, turn, like
+    def __init__(self, sde: ReverseSDE, turn: int, like: Tensor) -> None:
+        self.sde, self.turn, self.like = sde, turn, like
         self.shape = (len(like), like[0].numel())
         self.dtype, self.device = like.dtype, like.device
 
@@ -157,6 +148,6 @@ class _Brownian:
         """W(ub) - W(ua), (B, D), for whole steps ua <= ub; areas (U, A) are never asked for."""
         total = torch.zeros_like(self.like)
         for i in range(round(ua.item()), round(ub.item())):
-            z = self.chain.reverse_noise(self.path, self.turn, i, self.like)
+            z = self.sde.noise(self.turn, i, self.like)
             total = total if z is None else total + z
         return total.flatten(1)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from depure.diffusion.backprop.base import Backprop, run_links
+from depure.diffusion.backprop.base import Backprop, run_plainly
 from depure.diffusion.backprop.checkpoint import Checkpoint
 from depure.diffusion.chain import Chain
 
@@ -24,13 +24,13 @@ class Straight(Backprop):
     def run(self, chain: Chain, x: Tensor) -> Tensor:
         """The chain without a graph, x's gradient passed straight through."""
         with torch.no_grad():
-            value = run_links(chain.links(), x)
+            value = run_plainly(chain)
         return _value_of(value, x)
 
     def at_once(self, chain: Chain, x: Tensor) -> Tensor:
         """One link, without a graph."""
         with torch.no_grad():
-            value = chain.links()[0](x)
+            value = Checkpoint().at_once(chain, x)
         return _value_of(value, x)
 
 
@@ -53,20 +53,32 @@ class Surrogate(Backprop):
             raise ValueError(f"steps must be at least 1; got {self.steps}")
 
     def run(self, chain: Chain, x: Tensor) -> Tensor:
-        """The full chain's value with the coarse chain's gradient."""
+        """The full chain's value with the coarse chain's gradient.
+
+        Raises:
+            ValueError: if a gradient is wanted of a chain that has no shorter version.
+        """
         differentiated = torch.is_grad_enabled() and x.requires_grad
         if not differentiated:
-            return run_links(chain.links(), x)
-        coarse = Checkpoint().run(chain.coarse(self.steps), x)
+            return run_plainly(chain)
+        coarse = Checkpoint().run(self._shorter(chain), x)
         if not self.exact_value:
             return coarse
         with torch.no_grad():
-            value = run_links(chain.links(), x)
+            value = run_plainly(chain)
         return _value_of(value, coarse)
 
     def at_once(self, chain: Chain, x: Tensor) -> Tensor:
         """One link."""
         return Checkpoint().at_once(chain, x)
+
+    def _shorter(self, chain: Chain) -> Chain:
+        if chain.shorter is None:
+            raise ValueError(
+                f"{self!r} needs a chain that can be written in fewer steps, and this one has no "
+                f"`shorter`: take Checkpoint(), which is exact for every chain"
+            )
+        return replace(chain.shorter(self.steps), parts=chain.parts)
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,7 @@ class Blind(Backprop):
         """x where a gradient is wanted, else the end of the chain."""
         if torch.is_grad_enabled() and x.requires_grad:
             return x.clone()
-        return run_links(chain.links(), x)
+        return run_plainly(chain)
 
     def at_once(self, chain: Chain, x: Tensor) -> Tensor:
         """One link, as whoever asks for no gradient runs it."""

@@ -5,25 +5,28 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
-from depure.diffusion.backprop.base import Backprop, require_graph, run_links, walk
-from depure.diffusion.chain import Chain
+from depure.diffusion.backprop.base import (
+    Backprop,
+    require_graph,
+    require_state,
+    run_links,
+    run_plainly,
+    walk,
+)
+from depure.diffusion.backprop.replay import flagged, leaves_of, replay, replay_states
+from depure.diffusion.chain import Chain, Link, State, has_gradient
 from depure.rows import current_chunk
-from depure.types import Step
 
 _CPU_BUDGET = 2**30
 probing: ContextVar[bool] = ContextVar("probing", default=False)
 """True while a step is probed: who counts network calls leaves this one out, as it happens once a
 process and would make the count of a resumed run differ."""
-_step_bytes: WeakKeyDictionary[nn.Module, dict[Hashable, int]] = WeakKeyDictionary()
+_link_bytes: WeakKeyDictionary[nn.Module, dict[Hashable, int]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -63,48 +66,48 @@ class Checkpoint(Backprop):
 
     def run(self, chain: Chain, x: Tensor) -> Tensor:
         """Replay the first T - K links, keep the graphs of the last K."""
-        links = chain.links()
-        if not _differentiated(chain, x):
-            return run_links(links, x)
-        split = len(links) - self.kept(chain, x)
-        end = run_links(links[split:], replay(links[:split], x, self.segment))
-        return require_graph(end, x)
+        if not chain.differentiated:
+            return run_plainly(chain)
+        split = len(chain.links) - self.kept(chain, x)
+        state = replay(chain.links[:split], chain.start, chain.context, self.segment)
+        return require_graph(chain.end(run_links(chain.links[split:], state, chain.context)), x)
 
     def at_once(self, chain: Chain, x: Tensor) -> Tensor:
         """One link; what else is kept is counted when it is decided, see `kept`."""
-        return chain.links()[0](x)
+        return chain.end(_heaviest(chain))
 
-    def states(self, chain: Chain, x: Tensor) -> tuple[Tensor, ...]:
+    def states(self, chain: Chain, x: Tensor) -> tuple[State, ...]:
         """As `run`; exact for a loss of any of the states, and as frugal.
 
         `segment` does not matter: who asks for every state has every state in memory.
         """
-        links = chain.links()
-        if not _differentiated(chain, x):
-            return walk(links, x)
-        split = len(links) - self.kept(chain, x)
-        head = replay_states(links[:split], x)
-        tail = walk(links[split:], head[-1] if head else x)
-        return tuple(require_graph(state, x) for state in (*head, *tail))
+        if not chain.differentiated:
+            return walk(chain.links, chain.start, chain.context)
+        split = len(chain.links) - self.kept(chain, x)
+        head = replay_states(chain.links[:split], chain.start, chain.context)
+        tail = walk(chain.links[split:], head[-1] if head else chain.start, chain.context)
+        return tuple(require_state(state, x) for state in (*head, *tail))
 
     def kept(self, chain: Chain, x: Tensor) -> int:
-        """K: how many steps' graphs the budget holds for a batch like x."""
-        links = chain.links()
+        """K: how many of the last links' graphs the budget holds for a batch like x."""
         budget = default_limit(x.device) if self.memory_budget is None else self.memory_budget
         if budget == 0:
             return 0
-        size, chunk = max(1, step_bytes(chain, x)), current_chunk()
+        sizes, chunk = [max(1, size) for size in link_bytes(chain)], current_chunk()
         if chunk is not None and chunk.reserve:
-            budget = max(0, budget - chunk.reserve * len(x))
-            return min(len(links), budget // size)
-        if size * len(links) <= budget:
-            return len(links)
-        return max(0, (budget - size) // size)  # one step's worth is needed to replay
+            return _fitting(sizes, budget - chunk.reserve * len(x))
+        if sum(sizes) <= budget:
+            return len(sizes)
+        return _fitting(sizes, budget - max(sizes, default=0))  # one is needed to replay
 
 
-def _differentiated(chain: Chain, x: Tensor) -> bool:
-    weights = any(p.requires_grad for p in chain.denoiser.parameters())
-    return torch.is_grad_enabled() and (x.requires_grad or weights)
+def _fitting(sizes: Sequence[int], budget: int) -> int:
+    """How many of the last sizes a budget holds together."""
+    for kept, size in enumerate(reversed(sizes)):
+        budget -= size
+        if budget < 0:
+            return kept
+    return len(sizes)
 
 
 def default_limit(device: torch.device) -> int:
@@ -115,160 +118,74 @@ def default_limit(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0] + cached) // 2
 
 
-def step_bytes(chain: Chain, x: Tensor) -> int:
-    """Bytes that autograd saves in one link for a batch like x, weights not counted.
+def link_bytes(chain: Chain) -> tuple[int, ...]:
+    """Bytes that autograd saves in each link for a batch like the start, weights not counted.
 
-    Probed once per network, sampler and batch shape.
+    Probed once per kind of link and batch shape for the chain's parts, at the first of the kind.
     """
-    trained = any(p.requires_grad for p in chain.denoiser.parameters())
-    autocast = torch.is_autocast_enabled(x.device.type)
-    key = (x.shape, x.dtype, x.device, repr(chain.sampler), autocast, trained)
-    known = _step_bytes.setdefault(chain.denoiser.network, {})
-    if key not in known:
-        known[key] = _probe(chain, x)
-    return known[key]
+    cache, key = _cache_of(chain)
+    known = {link.kind: cache.get((link.kind, *key)) for link in chain.links}
+    state, missing = chain.start, sum(size is None for size in known.values())
+    for link in chain.links:
+        if not missing:
+            break
+        if known[link.kind] is None:
+            known[link.kind] = cache[(link.kind, *key)] = _probe(chain, link, state)
+            missing -= 1
+        if missing:  # another kind follows, which may see states of another shape
+            with torch.no_grad(), flagged(probing):
+                state = link(state, chain.context)
+    return tuple(known[link.kind] or 0 for link in chain.links)
 
 
-def _probe(chain: Chain, x: Tensor) -> int:
-    weights = {p.data_ptr() for p in chain.denoiser.parameters()}
+def step_bytes(chain: Chain) -> int:
+    """The most of `link_bytes`."""
+    return max(link_bytes(chain), default=0)
+
+
+def _cache_of(chain: Chain) -> tuple[dict[Hashable, int], tuple[Hashable, ...]]:
+    """What is known of the chain's parts, and what else decides a link's bytes beside its kind."""
+    tensors = (*chain.start, *chain.context)
+    device = chain.start[0].device
+    shapes = tuple((t.shape, t.dtype) for t in tensors)
+    needed = tuple(t.requires_grad for t in chain.context)
+    others = tuple(ref(part) for part in chain.parts[1:])
+    autocast = torch.is_autocast_enabled(device.type)
+    cache = _link_bytes.setdefault(chain.parts[0], {}) if chain.parts else {}
+    return cache, (shapes, device, needed, others, autocast, chain.trained)
+
+
+def _probe(chain: Chain, link: Link, state: State) -> int:
+    given = [p for part in chain.parts for p in part.parameters()] + list(chain.context)
+    left_out = {tensor.data_ptr() for tensor in given}
     saved: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> None:
         # Held here and not in the graph, where an output saved for its own gradient would make a
         # circle that only the garbage collector opens, with a whole step's memory in it.
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        if storage.data_ptr() not in left_out:
             saved[storage.data_ptr()] = storage
 
-    leaf = x.detach().requires_grad_()
-    token = probing.set(True)
-    try:
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-            chain.links()[0](leaf)
-    finally:
-        probing.reset(token)
+    needed = [t.requires_grad for t in chain.context]
+    leaves, context = leaves_of(state), leaves_of(chain.context, needed)
+    with (
+        flagged(probing),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
+    ):
+        link(leaves, context)
     return sum(storage.nbytes() for storage in saved.values())
 
 
-def replay(links: Sequence[Step], x: Tensor, segment: int = 1) -> Tensor:
-    """x through the links, storing states only; the backward pass recomputes link by link.
-
-    Exact with respect to x. A link that closes over something that requires a gradient itself
-    (weights, a guidance image) is found out while running forward, and the whole chain is then
-    checkpointed by PyTorch, which differentiates that too.
-    """
-    state, states = x.detach(), []
-    for i, link in enumerate(links):
-        if i % segment == 0:
-            states.append(state)
-        # With gradients enabled but none required, nothing is recorded unless the link
-        # closes over something that requires a gradient: the test costs nothing.
-        state = link(state)
-        if state.requires_grad:
-            return _checkpointed(links, x)[-1]
-    if not links or not x.requires_grad:
-        return x if not links else state
-    apply: Any = _Replay.apply
-    out: Tensor = apply(x, tuple(links), segment, state, tuple(states))
-    return out
-
-
-def replay_states(links: Sequence[Step], x: Tensor) -> tuple[Tensor, ...]:
-    """As `replay`, but the state after each link, each with a gradient of its own."""
-    starts, states = [x.detach()], []
-    for link in links:
-        state = link(starts[-1])
-        if state.requires_grad:
-            return _checkpointed(links, x)
-        states.append(state)
-        starts.append(state)
-    if not links or not x.requires_grad:
-        return tuple(states)
-    apply: Any = _ReplayStates.apply
-    out: tuple[Tensor, ...] = apply(x, tuple(links), tuple(starts))
-    return out
-
-
-def _checkpointed(links: Sequence[Step], x: Tensor) -> tuple[Tensor, ...]:
-    return walk([partial(_again, link) for link in links], x)
-
-
-def _again(link: Step, x: Tensor) -> Tensor:
-    end: Tensor = checkpoint(link, x, use_reentrant=False, preserve_rng_state=False)
-    return end
-
-
-class _Replay(torch.autograd.Function):
-    """The end of a chain already run, with a backward pass that replays it from stored states.
-
-    States go through `save_for_backward`, so that autograd itself frees them, refuses a second
-    backward pass through them and notices in-place changes.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        links: tuple[Step, ...],
-        segment: int,
-        end: Tensor,
-        states: tuple[Tensor, ...],
-    ) -> Tensor:
-        ctx.links, ctx.segment, ctx.autocast = links, segment, _autocast(x)
-        ctx.save_for_backward(*states)
-        return end
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(*ctx.autocast):
-            for i, state in reversed(list(enumerate(ctx.saved_tensors))):
-                links = ctx.links[i * ctx.segment : (i + 1) * ctx.segment]
-                grad = _pull_back(links, state, grad)
-        return grad, None, None, None, None
-
-
-class _ReplayStates(torch.autograd.Function):
-    """All states of a chain already run; going back, each adds its own cotangent to the chain's."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, links: tuple[Step, ...], starts: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        ctx.links, ctx.autocast = links, _autocast(x)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*starts[:-1])
-        return starts[1:]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad: Tensor | None = None
-        parts = zip(ctx.links, ctx.saved_tensors, cotangents, strict=True)
-        with torch.autocast(*ctx.autocast):
-            for link, start, own in reversed(list(parts)):
-                if own is not None:
-                    grad = own if grad is None else grad + own
-                if grad is not None:  # nobody asked for the states after the last one asked for
-                    grad = _pull_back((link,), start, grad)
-        return grad, None, None
-
-
-def _autocast(x: Tensor) -> tuple[str, torch.dtype, bool]:
-    """Autocast as it is now, to recompute under the same."""
-    device = x.device.type
-    return device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-
-
-def _pull_back(links: Sequence[Step], state: Tensor, grad: Tensor) -> Tensor:
-    """The vector-Jacobian product of a run of links, one link's graph at a time."""
-    states = [state]
+def _heaviest(chain: Chain) -> State:
+    """The state after the first link of the kind that takes most memory, led back to the start."""
+    if len({link.kind for link in chain.links}) == 1:
+        return chain.links[0](chain.start, chain.context)
+    sizes = link_bytes(chain)
+    at = sizes.index(max(sizes, default=0)) if sizes else 0
     with torch.no_grad():
-        for link in links[:-1]:
-            states.append(link(states[-1]))
-    for link in reversed(links):
-        leaf = states.pop().detach().requires_grad_()
-        with torch.enable_grad():
-            end = require_graph(link(leaf), leaf)
-        (grad,) = torch.autograd.grad(end, leaf, grad)
-    return grad
+        state = run_links(chain.links[:at], chain.start, chain.context)
+    led = sum(0.0 * t.sum() for t in chain.start if t.requires_grad)
+    state = tuple(t + led if has_gradient(t) else t for t in state)
+    return run_links(chain.links[at : at + 1], state, chain.context)

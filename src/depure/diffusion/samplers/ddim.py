@@ -9,7 +9,8 @@ from torch import Tensor
 
 from depure.diffusion.denoiser import Denoiser
 from depure.diffusion.samplers.base import Sampler, clamp_unit, refuse_karras
-from depure.diffusion.schedule import Schedule, Time
+from depure.diffusion.schedules import Schedule
+from depure.types import Time
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from depure.diffusion.denoiser import Denoiser
 from depure.diffusion.samplers.base import Sampler
-from depure.diffusion.schedule import Karras, Schedule, Time
+from depure.diffusion.schedules import Karras, Schedule
+from depure.types import Time
 
 _MOST = math.sqrt(2.0) - 1.0  # the cap of Algorithm 2: never more new noise than there is already
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from depure.diffusion.denoiser import Denoiser
-from depure.diffusion.samplers.base import Sampler
-from depure.diffusion.schedule import VPSDE, Karras, Schedule, Time
+from depure.diffusion.samplers.base import Reverse, Sampler
+from depure.diffusion.schedules import VPSDE, Schedule
+from depure.types import Time
 
 
 def _vpsde(schedule: Schedule) -> VPSDE:
     if not isinstance(schedule, VPSDE):
-        karras = isinstance(schedule, Karras)
-        cure = "use Heun()" if karras else "build the denoiser with schedule=VPSDE()"
+        vp = schedule.preserves_variance
+        cure = "build the denoiser with schedule=VPSDE()" if vp else "use Heun()"
         raise ValueError(
             f"this sampler integrates the VP-SDE, but the denoiser's schedule is {schedule!r}: "
             f"{cure}"
@@ -53,6 +55,14 @@ class EulerMaruyama(Sampler):
     def check(self, schedule: Schedule) -> None:
         """Raise ValueError unless the schedule is a VPSDE."""
         _vpsde(schedule)
+
+    def reverse(self, denoiser: Denoiser, times: Sequence[Time]) -> Reverse:
+        """The reverse VP-SDE, drift and spread per step."""
+        schedule, spacing = _vpsde(denoiser.schedule), (times[0] - times[-1]) / (len(times) - 1)
+        return Reverse(
+            lambda i, x: reverse_drift(denoiser, x, times[i], 1.0) * spacing,
+            lambda i: math.sqrt(schedule.beta(times[i]) * spacing),
+        )
 
     def step(self, denoiser: Denoiser, x: Tensor, t: Time, s: Time, z: Tensor | None) -> Tensor:
         """x + drift dt + sqrt(beta(t) dt) z with dt = t - s."""

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from depure.defences.defended import Defended
 from depure.noise import Noise
-from depure.purify.defended import Defended
 from depure.weights import first_line
 
 # Rounding of logits, relative: what is left of a dtype's precision after a network.

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module, functional
 
+from depure.defences.defended import Defended
 from depure.diffusion.backprop import Backprop, Checkpoint, Full
 from depure.evaluation.gradient_check.arithmetic import Arithmetic, NoGradient, NotFinite
 from depure.evaluation.gradient_check.measure import Effort, Seen, measure, points_of
 from depure.noise import Noise
-from depure.purify.base import Purifier, check_images
-from depure.purify.defended import Defended
-from depure.purify.diffpure import DiffPure
+from depure.purifiers.base import Purifier, check_images
+from depure.purifiers.diffusion.diffpure import DiffPure
 from depure.threat import Ball, Linf
 
 

@@ -11,7 +11,7 @@ import torch
 
 from depure import __version__
 from depure.data.images import Images
-from depure.purify.defended import Defended
+from depure.defences.defended import Defended
 from depure.weights import fingerprint
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from depure.defences.defended import Defended
 from depure.evaluation.gradient_check.check import GradientCheck, verify_gradient
 from depure.noise import Noise
-from depure.purify.defended import Defended
 from depure.threat import Linf
 
 _NEAR = Linf(1 / 255)  # points so near a proposal stand for it, and are off its kinks

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from depure.diffusion.denoiser import Denoiser
 from depure.noise import Noise
-from depure.types import Waypoint
+from depure.types import Time, Waypoint
 
 _TOLERANCE = 1e-3  # finite differences and float rounding may leave [0, 1] by a hair
+
+
+class Entry(NamedTuple):
+    """Where a diffusion purifier begins: x_t = alpha x + sigma z in [-1, 1] space."""
+
+    denoiser: Denoiser
+    alpha: float
+    sigma: float
+    time: Time
 
 
 class Purifier(nn.Module, ABC):
@@ -46,6 +56,17 @@ class Purifier(nn.Module, ABC):
     @abstractmethod
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         """Purify checked images with one row of noise each."""
+
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """The modules whose calls are its cost: its child modules, or the parts of a purifier."""
+        inner = (c.parts if isinstance(c, Purifier) else (c,) for c in self.children())
+        return tuple(part for parts in inner for part in parts)
+
+    @property
+    def entry(self) -> Entry | None:
+        """Up to where the image is noised; None if it is not."""
+        return None
 
     @property
     def memory_limit(self) -> int | None:
@@ -86,7 +107,21 @@ class Purifier(nn.Module, ABC):
         """
         raise ValueError(
             f"{self!r} passes through no states of a reverse process: what needs them (DiffAttack, "
-            f"say) works on a DiffPure; any other attack works on this defence"
+            f"say) works on a diffusion purifier such as DiffPure; any other attack works on this "
+            f"defence"
+        )
+
+    def generator(self, steps: int) -> Purifier:
+        """A purifier that leaves nothing of its input: a source of images.
+
+        Args:
+            steps: reverse steps.
+
+        Raises:
+            ValueError: for a purifier without a model that generates.
+        """
+        raise ValueError(
+            f"{self!r:.80} generates no images: take a diffusion purifier such as DiffPure"
         )
 
     def _check(self, x: Tensor, noise: Noise) -> None:
@@ -97,22 +132,6 @@ class Purifier(nn.Module, ABC):
             raise ValueError(
                 f"{x.shape[0]} images need one row of noise each; got {len(noise)} rows"
             )
-
-
-class Identity(Purifier):
-    """No purification: the undefended classifier in a defended one's clothes."""
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    def purify(self, x: Tensor, noise: Noise) -> Tensor:
-        """x itself."""
-        return x
-
-    def __repr__(self) -> str:
-        return "Identity()"
 
 
 def check_stages(named: tuple[str, ...], stages: tuple[str, ...], what: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from depure.noise import Noise
-from depure.purify.base import Purifier, check_eval
+from depure.purifiers.base import Purifier, check_eval
 from depure.types import Trace
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from depure.noise import Noise
-from depure.purify.base import Purifier
+from depure.purifiers.base import Purifier
 
 
 class BPDA(Purifier):

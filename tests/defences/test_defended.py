@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from depure.defences import Defended
 from depure.diffusion import Denoiser
 from depure.noise import Noise
-from depure.purify import Defended, DiffPure, Identity, Purifier
+from depure.purifiers import DiffPure, Identity, Purifier
 
 MakeDenoiser = Callable[..., Denoiser]
 

@@ -1,33 +1,23 @@
-"""Noise schedules: alpha and sigma of a time, where x_t = alpha(t) x_0 + sigma(t) eps."""
+"""Variance-preserving schedules: discrete indices, and the continuous SDE."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
 
-Time = int | float
-"""A network time: an index for discrete schedules (-1 is the clean image), else a real number."""
-
-
-class Schedule(ABC):
-    """alpha and sigma of a scalar time, as Python floats computed in double precision."""
-
-    @abstractmethod
-    def alpha(self, t: Time) -> float:
-        """Scale of the image at time t."""
-
-    @abstractmethod
-    def sigma(self, t: Time) -> float:
-        """Standard deviation of the noise at time t."""
-
-    @abstractmethod
-    def label(self, t: Time) -> float:
-        """What a network trained on this schedule is told for time t."""
+from depure.diffusion.schedules.base import (
+    Convention,
+    Schedule,
+    TimePath,
+    refuse_adbm,
+    refuse_t_star,
+)
+from depure.types import Time
 
 
 @dataclass(frozen=True)
@@ -91,6 +81,53 @@ class VPDiscrete(Schedule):
         """The index itself."""
         return t
 
+    def path(self, t_star: float, steps: int | None, convention: Convention) -> TimePath:
+        """The indices that a purification visits, see `Grid`."""
+        if t_star > 1.0:
+            refuse_t_star(t_star)
+        top = round(t_star * len(self))
+        if top < 1:
+            raise ValueError(
+                f"t_star must reach at least one index of {len(self)}; got {t_star}: "
+                f"raise it to {1 / len(self):g} or more"
+            )
+        n = top if steps is None else steps
+        if not 1 <= n <= top:
+            raise ValueError(
+                f"steps must be at most {top}, the number of indices up to t_star = {t_star} "
+                f"of {len(self)}; got {n}"
+            )
+        times: tuple[int, ...]
+        if convention == "addt":
+            if top >= len(self) or top % n:
+                raise ValueError(
+                    f"the addt convention needs steps that divide {top} and t_star below 1; "
+                    f"got steps = {n}, t_star = {t_star}"
+                )
+            times = (*range(top, -1, -(top // n)), -1)
+        else:
+            times = tuple(top * (n - i) // n - 1 for i in range(n + 1))
+        noised = times[0] if convention != "adbm" else min(top, len(self) - 1)
+        return TimePath(self.alpha(noised), self.sigma(noised), times)
+
+    @property
+    def indices(self) -> int:
+        """The number of betas."""
+        return len(self.betas)
+
+    def share(self, t: Time) -> float:
+        """(t + 1) / T: 0 for the clean image at index -1."""
+        return (t + 1) / len(self)
+
+    def scheduler(self) -> dict[str, Any]:
+        """A DDPMScheduler of these betas."""
+        return {
+            "_class_name": "DDPMScheduler",
+            "num_train_timesteps": len(self),
+            "trained_betas": list(self.betas),
+            "prediction_type": "epsilon",
+        }
+
 
 @dataclass(frozen=True)
 class VPSDE(Schedule):
@@ -136,65 +173,26 @@ class VPSDE(Schedule):
         """Discrete schedule DiffPure's code noises with: betas from beta_min/T to beta_max/T."""
         return VPDiscrete.linear(steps, self.beta_min / steps, self.beta_max / steps)
 
+    def path(self, t_star: float, steps: int | None, convention: Convention) -> TimePath:
+        """The real times that a purification visits, see `Grid`."""
+        if t_star > 1.0:
+            refuse_t_star(t_star)
+        refuse_adbm(convention)
+        top, milli = Fraction(str(t_star)), Fraction(1, 1000)
+        n = max(1, round(top / milli)) if steps is None else steps
+        if convention == "addt":
+            top, end, n = min(top + milli, Fraction(1)), Fraction(0), n + 1
+        else:
+            end = milli / 100
+            if top <= end:
+                raise ValueError(f"t_star must lie above {float(end):g}; got {t_star}")
+        times = tuple(float(top + (end - top) * Fraction(i, n)) for i in range(n + 1))
+        if convention == "addt":
+            return TimePath(self.alpha(times[0]), self.sigma(times[0]), times)
+        discrete = self.discrete()
+        index = max(0, round(top * len(discrete)) - 1)
+        return TimePath(discrete.alpha(index), discrete.sigma(index), times)
 
-@dataclass(frozen=True)
-class Karras(Schedule):
-    """EDM's schedule (Karras et al., 2206.00364, table 1): t is the noise level sigma, alpha is 1.
-
-    A `Grid` over it visits `t_star` down to `sigma_min`, spaced by `rho` (equation 5), then 0.
-
-    Args:
-        sigma_data: standard deviation of the images in [-1, 1] space that the network was trained
-            with; it preconditions the network, see `Denoiser`.
-        sigma_min: the last noise level before 0.
-        sigma_max: the highest noise level that the network was made for; `t_star` may not exceed
-            it.
-        rho: 1 spaces the levels evenly; the larger, the closer they lie near `sigma_min`.
-
-    Raises:
-        ValueError: for settings out of range.
-
-    Example:
-        >>> Karras().alpha(0.5), Karras().sigma(0.5)
-        (1.0, 0.5)
-    """
-
-    sigma_data: float = 0.5
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.sigma_min < self.sigma_max < math.inf:
-            raise ValueError(
-                f"sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max; "
-                f"got {self.sigma_min} and {self.sigma_max}"
-            )
-        for name, value in (("sigma_data", self.sigma_data), ("rho", self.rho)):
-            if not 0.0 < value < math.inf:
-                raise ValueError(f"{name} must be a number above 0; got {value}")
-
-    def alpha(self, t: Time) -> float:
-        """1: the image is not scaled."""
-        return 1.0
-
-    def sigma(self, t: Time) -> float:
-        """t itself."""
-        if not 0.0 <= t < math.inf:
-            raise ValueError(f"t is a noise level and must be 0 or above; got {t}")
-        return float(t)
-
-    def label(self, t: Time) -> float:
-        """c_noise = log(t) / 4.
-
-        Raises:
-            ValueError: at t = 0, where no network is asked.
-        """
-        if not 0.0 < t < math.inf:
-            raise ValueError(f"a network is asked at noise levels above 0 only; got {t}")
-        return math.log(t) / 4.0
-
-
-def table(schedule: VPDiscrete, like: Tensor) -> Tensor:
-    """alpha_bar as a tensor (T,) on the device and of the dtype of `like`, for training."""
-    return torch.tensor(schedule.alpha_bar, dtype=like.dtype, device=like.device)
+    def scheduler(self) -> dict[str, Any]:
+        """That of its discrete steps."""
+        return self.discrete().scheduler()

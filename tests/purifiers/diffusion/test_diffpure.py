@@ -13,7 +13,6 @@ from torch import Tensor
 from depure.diffusion import (
     DDIM,
     DDPM,
-    Chain,
     Checkpoint,
     Denoiser,
     EulerMaruyama,
@@ -24,7 +23,8 @@ from depure.diffusion import (
     Straight,
 )
 from depure.noise import Noise
-from depure.purify import DiffPure, Identity
+from depure.purifiers import DiffPure, Identity
+from depure.purifiers.diffusion.rounds import Rounds
 
 MakeDenoiser = Callable[..., Denoiser]
 
@@ -42,6 +42,10 @@ def diffpure(make: MakeDenoiser, sampler: Sampler | None = None, **settings: Any
     return DiffPure(make("vpsde" if sde else "discrete"), sampler, **{"steps": 3, **settings})
 
 
+def ended(rounds: Rounds, x: Tensor) -> Tensor:
+    return Full().run(rounds.chain(x, lambda state: state[0]), x)
+
+
 # --- what it computes --------------------------------------------------------------------------
 
 
@@ -51,9 +55,9 @@ def test_is_the_chain_between_pixels(
     make_denoiser: MakeDenoiser, images: Tensor, noise: Noise, sampler: Sampler, clamp: bool
 ) -> None:
     purifier, before = diffpure(make_denoiser, sampler, rounds=2, clamp=clamp), images.clone()
-    chain = Chain(purifier.denoiser, sampler, Grid(0.1, 3), noise, 2)
+    rounds = Rounds(purifier.denoiser, sampler, Grid(0.1, 3), noise, 2)
     with torch.no_grad():
-        expected = (Full().run(chain, images * 2 - 1) + 1) / 2
+        expected = (ended(rounds, images * 2 - 1) + 1) / 2
         out = purifier(images, noise)
     assert expected.min() < 0
     assert expected.max() > 1
@@ -262,9 +266,9 @@ def test_bad_images(make_denoiser: MakeDenoiser, noise: Noise, x: Any, message: 
 def test_a_hair_outside_the_range_is_left_alone(make_denoiser: MakeDenoiser, noise: Noise) -> None:
     """Finite differences at the edge of the range must not meet a hidden clamp."""
     purifier = diffpure(make_denoiser, DDPM())
-    chain = Chain(purifier.denoiser, DDPM(), Grid(0.1, 3), noise)
+    rounds = Rounds(purifier.denoiser, DDPM(), Grid(0.1, 3), noise)
     for x in (GOOD + 0.5009, GOOD - 0.5009):
-        assert torch.equal(purifier(x, noise), (Full().run(chain, 2 * x - 1) + 1) / 2)
+        assert torch.equal(purifier(x, noise), (ended(rounds, 2 * x - 1) + 1) / 2)
 
 
 @pytest.mark.parametrize(

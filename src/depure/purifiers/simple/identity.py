@@ -1,0 +1,24 @@
+"""No purification."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from depure.noise import Noise
+from depure.purifiers.base import Purifier
+
+
+class Identity(Purifier):
+    """Returns x: the undefended classifier behind the same interface."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def purify(self, x: Tensor, noise: Noise) -> Tensor:
+        """x itself."""
+        return x
+
+    def __repr__(self) -> str:
+        return "Identity()"
