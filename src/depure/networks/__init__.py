@@ -1,1 +1,1 @@
-"""Networks: layers and weights, nothing about diffusion or attacks."""
+"""Networks: classifiers, diffusion models and features, and the door for their weights."""
