@@ -61,9 +61,8 @@ Found = TypeVar("Found", bound=Finding)
 _SIGNS = ".,+-()"  # in names of figures, where $ is mathematics, and of folders below --out
 _NAME = re.compile(rf"\w[\w{re.escape(_SIGNS)} ]{{0,63}}")
 _DECIDES, _ASSUMED = "decides", "assumed"  # entries of the options: of the numbers, the labels
-# They decide no number, or none of the images that are made.
-_APART = {"out", "batch", "device", "memory_budget", "chunk", "features"}
-# Defaults that suit the bundled digits: small enough for a first look in a minute or two.
+_APART = {"out", "batch", "device", "memory_budget", "chunk", "features"}  # decide no number
+# Small enough for a first look at the bundled digits.
 _DEFAULTS = {"steps": "5", "eps": "0.2", "attack_steps": "10", "eot": "5"}
 
 
@@ -391,8 +390,8 @@ def _write(
     with progress_bar(what, 1, unit="pieces") as bar:
         found = compute(Cells(out, options[_DECIDES], progress=bar))
     write_arrays(out / "arrays.npz", found.arrays())
-    settings = json.dumps({**found.settings, **options[_ASSUMED]}, default=repr)
-    write_json(out / "settings.json", json.loads(settings))
+    settings = {**found.settings, **options[_ASSUMED]}
+    write_json(out / "settings.json", json.loads(json.dumps(settings, default=repr)))
     figure = draw(found)
     for suffix, undated in (("png", {}), ("pdf", {"CreationDate": None})):
         with replacing(out / f"figure.{suffix}") as file:
