@@ -169,7 +169,7 @@ def test_images_that_do_not_fit(run, fails, tmp_path):
         write_image(torch.rand(1, 8, 8), tmp_path / "d" / label / "0.png")
     for denoiser in ("none", "digits"):
         line = f"evaluate --data d --denoiser {denoiser} --steps 2"
-        fails(line, "the data have 11 classes", "only 10 apart")
+        fails(line, "there are 11 class folders", "tells 10 classes apart", "--classes FILE")
     write_image(torch.rand(1, 9, 8), tmp_path / "d" / "a" / "0.png")
     fails("evaluate --data d", "images must share one size", "9")
 
