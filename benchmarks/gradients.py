@@ -20,6 +20,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +123,15 @@ class Case:
             noise=self.noise[:rows],
         )
 
+    @cached_property
+    def frozen(self) -> Denoiser:
+        """One denoiser for all drivers, as its links are measured once."""
+        return Denoiser(self.network, SAMPLERS[self.sampler][1])
+
     def model(self, backprop: Backprop, network: nn.Module | None = None) -> Defended:
         """Purifier and classifier; with `network` given, its weights stay trainable."""
         sampler, schedule = SAMPLERS[self.sampler]
-        freeze = network is None
-        denoiser = Denoiser(network or self.network, schedule, freeze=freeze)
+        denoiser = self.frozen if network is None else Denoiser(network, schedule, freeze=False)
         purifier = DiffPure(denoiser, sampler, t_star=T_STAR, steps=self.steps, backprop=backprop)
         return Defended(purifier, self.classifier)
 
@@ -136,9 +141,8 @@ class Case:
 
     def keeping(self, share: float) -> Checkpoint:
         """The driver whose budget holds the graphs of this share of the steps."""
-        sampler, schedule = SAMPLERS[self.sampler]
-        denoiser = Denoiser(self.network, schedule)
-        purifier = DiffPure(denoiser, sampler, t_star=T_STAR, steps=self.steps)
+        sampler, _ = SAMPLERS[self.sampler]
+        purifier = DiffPure(self.frozen, sampler, t_star=T_STAR, steps=self.steps)
         size = step_bytes(purifier.prepared(self.x, self.noise))
         return Checkpoint(int(size * (share * self.steps + (share > 0))))
 

@@ -128,17 +128,16 @@ def test_coarse_grids_share_times_and_so_noise() -> None:
 @pytest.mark.parametrize(
     ("settings", "schedule", "message"),
     [
-        ({"t_star": 0.0}, None, r"t_star must lie in \(0, 1\].* got 0.0"),
-        ({"t_star": 1.1}, None, r"t_star must lie in \(0, 1\]"),
-        ({"t_star": 100}, None, r"t_star must lie in \(0, 1\].* got 100"),
-        ({"t_star": float("nan")}, None, "t_star must lie"),
-        ({"steps": 0}, None, "steps must be at least 1; got 0"),
-        ({"convention": "DiffPure"}, None, "one of diffpure, addt, adbm; got 'DiffPure'"),
+        ({"t_star": 0.0}, LINEAR, r"t_star must lie in \(0, 1\].* got 0.0"),
+        ({"t_star": 1.1}, LINEAR, r"t_star must lie in \(0, 1\]"),
+        ({"t_star": 100}, LINEAR, r"t_star must lie in \(0, 1\].* got 100"),
+        ({"t_star": float("nan")}, LINEAR, "t_star must lie"),
+        ({"steps": 0}, LINEAR, "steps must be at least 1; got 0"),
+        ({"convention": "DiffPure"}, LINEAR, "one of diffpure, addt, adbm; got 'DiffPure'"),
         ({"steps": 101}, LINEAR, "steps must be at most 100.* got 101"),
         ({"steps": 3, "convention": "addt"}, LINEAR, "steps that divide 100"),
         ({"t_star": 1.0, "convention": "addt"}, LINEAR, "t_star below 1"),
         ({"convention": "adbm"}, SDE, "adbm convention needs a discrete schedule"),
-        ({}, object(), "no time grid for the schedule"),
     ],
 )
 def test_errors(settings: dict[str, Any], schedule: Any, message: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import beta, binomtest
 
 from depure.evaluation.statistics import (
-    Estimate,
+    Interval,
     any_of_n,
     difference,
     limits,
@@ -60,11 +60,11 @@ def tables(kind: Kind, images: int, draws: int, trials: int = TRIALS, seed: int 
     return rng.random((trials, images, draws)) < accuracies[..., None]
 
 
-def covered(estimates: list[Estimate], truth: float) -> float:
+def covered(estimates: list[Interval], truth: float) -> float:
     return float(np.mean([e.low - 1e-12 <= truth <= e.high + 1e-12 for e in estimates]))
 
 
-def width(estimates: list[Estimate]) -> float:
+def width(estimates: list[Interval]) -> float:
     return float(np.mean([e.high - e.low for e in estimates]))
 
 

@@ -59,7 +59,7 @@ def error(steps: int, rule: Any = None) -> float:
 @pytest.mark.parametrize("sigma", [0.002, 0.1, 0.5, 10.0])
 def test_the_denoiser_is_the_posterior_mean(sigma: float) -> None:
     x = 2 * picture() - 1
-    x0, eps = denoiser()(x, sigma)
+    x0, eps, _ = denoiser()(x, sigma)
     torch.testing.assert_close(x0, (S**2 * x + sigma**2 * MU) / (S**2 + sigma**2))
     torch.testing.assert_close(eps, sigma * (x - MU) / (S**2 + sigma**2))
 

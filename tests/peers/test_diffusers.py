@@ -287,7 +287,7 @@ def test_prediction_types(make_unet: MakeNet, prediction: str) -> None:
     denoiser = Denoiser.from_diffusers(unet, scheduler)
     for t in (1, 99, 999):
         out = unet(X, t).sample
-        x0, eps = denoiser(X, t)
+        x0, eps, _ = denoiser(X, t)
         theirs = scheduler.step(out, t, X)
         torch.testing.assert_close(x0, theirs.pred_original_sample, rtol=1e-8, atol=1e-8)
         torch.testing.assert_close(

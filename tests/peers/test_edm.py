@@ -39,7 +39,7 @@ def test_preconditioning(make_unet: MakeNet, kind: str, prediction: str, sigma_d
     denoiser = Denoiser.from_diffusers(unet, scheduler)
     assert denoiser.schedule == Karras(sigma_data)
     for sigma in LEVELS:
-        x0, eps = denoiser(X, sigma)
+        x0, eps, _ = denoiser(X, sigma)
         torch.testing.assert_close(x0, x0_of(scheduler, unet, X, sigma), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(x0 + sigma * eps, X, rtol=1e-12, atol=1e-12)
 

@@ -18,6 +18,7 @@ FLOORS = {
     "answers": 0,
     "noise": 0,
     "rows": 0,
+    "records": 0,
     "types": 0,
     "weights": 0,
     "pieces": 0.5,

@@ -21,11 +21,17 @@ from depure.rows import Chunk
 
 MakeRun = Callable[..., Path]
 
-PURIFIER = (
-    "DiffPure(UNet2DModel(651,041 weights, epsilon, VPDiscrete(T=1000, betas=0.0001..0.02)), "
-    "DDPM(variance='small', clip_x0=False), Grid(t_star=0.1, steps=10, convention='diffpure'), "
-    "rounds=1, backprop=Checkpoint(), clamp=False)"
-)
+PURIFIER = {
+    "name": "DiffPure",
+    "networks": ["UNet(651,041 weights, epsilon, VPDiscrete(T=1000, betas=0.0001..0.02))"],
+    "sampler": {"name": "DDPM", "variance": "small", "clip_x0": False},
+    "t_star": 0.1,
+    "steps": 10,
+    "rounds": 1,
+    "convention": "diffpure",
+    "clamp": False,
+    "backprop": {"name": "Checkpoint"},
+}
 
 
 def description(
@@ -48,7 +54,7 @@ def description(
             "fingerprint": fingerprint,
         },
         "model": {
-            "purifier": PURIFIER if stages else "Identity()",
+            "purifier": PURIFIER if stages else {"name": "Identity"},
             "classifier": "SmallCNN(65,834 weights)",
             "stages": list(stages),
             "weights": "83fd0609f64d892d",

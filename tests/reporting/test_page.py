@@ -100,7 +100,7 @@ def test_every_setting_command_and_version_is_there(make_run):
     folder = make_run()
     text = words_of(report(folder))
     for part in (
-        "made-up", "3: cat, dog, emu", "feedbeef00000001", "UNet2DModel(651,041 weights, epsilon",
+        "made-up", "3: cat, dog, emu", "feedbeef00000001", "UNet(651,041 weights, epsilon",
         "DDPM(variance='small', clip_x0=False)", "noise up to 10 % of the diffusion",
         "SmallCNN(65,834 weights)", "83fd0609f64d892d", "float32", "≤ 8/255", "3.14 % of its range",
         "nothing of the noise", "projected gradient ascent", "cross-entropy", "any wrong class",
@@ -193,12 +193,26 @@ def test_settings_unknown_to_the_page_are_shown(make_run):
     folder = make_run()
     card = card_at(folder)
     card["setting"]["attack"] = {"name": "Square", "queries": 5000, "p_init": 0.8}
-    card["setting"]["model"]["purifier"] = "Denoise(Net(3 weights), strength=0.5, mode='a, (b')"
+    card["setting"]["model"]["purifier"] = {
+        "name": "Denoise",
+        "networks": ["Net(3 weights)"],
+        "strength": 0.5,
+        "mode": "'a, (b'",
+        "rule": {"name": "Rule", "depth": [1, 2]},
+    }
     card["setting"]["threat"]["ball"] = {"name": "Patch", "side": 5}
     card["setting"]["mystery"] = [1, None]
     rewrite(folder, card)
     text = words_of(report(folder))
-    for part in ("Square", "P init 0.8", "Net(3 weights)", "'a, (b'", "side 5", "1, default"):
+    for part in (
+        "Square",
+        "P init 0.8",
+        "Net(3 weights)",
+        "'a, (b'",
+        "Rule(depth=1, 2)",
+        "side 5",
+        "1, default",
+    ):
         assert part in text, part
 
 

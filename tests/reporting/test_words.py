@@ -6,19 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from depure.evaluation.statistics import Estimate
+from depure.evaluation.statistics import Interval
 from depure.reporting import words
 from depure.reporting.load import Accuracies, load_run
-from depure.reporting.settings import Call, budget, budget_in_full, defence_in_short, purifier_rows
+from depure.reporting.settings import budget, budget_in_full, defence_in_short, purifier_rows
 
 
 def spoken(make_run, clean: float, robust: float, low: float, high: float) -> str:
     run = load_run(make_run())
 
     def side(value: float) -> Accuracies:
-        return Accuracies(Estimate(value, value - 0.05, value + 0.05), [], [])
+        return Accuracies(Interval(value, value - 0.05, value + 0.05), [], [])
 
-    effect = Estimate(clean - robust, low, high)
+    effect = Interval(clean - robust, low, high)
     run = replace(run, clean=side(clean), robust=side(robust), effect=effect)
     return "".join(text for text, _ in words.answer(run)).replace(words.NBSP, " ")
 
@@ -83,28 +83,30 @@ def test_small_words():
     assert words.sentence("finite differences: 1.0e+00") == "Finite differences: 1"
 
 
-def test_reprs_are_taken_apart():
-    call = Call.of("A(B(1,000 weights, C(x=(1, 2))), name='a, b)', n=3)")
-    assert call == Call(
-        "A", (("", "B(1,000 weights, C(x=(1, 2)))"), ("name", "'a, b)'"), ("n", "3"))
-    )
-    assert Call.of("plain text") == Call("plain text", ())
-    assert Call.of("Identity()") == Call("Identity", ())
-
-
 def test_purifiers_in_short():
-    grid = "Grid(t_star=0.1, steps=None, convention='a')"
-    inner = f"DiffPure(U(3 weights), DDIM(eta=0.0), {grid}, rounds=2)"
-    for text, short in (
+    inner = {
+        "name": "DiffPure",
+        "networks": ["U(3 weights)"],
+        "sampler": {"name": "DDIM", "eta": 0.0},
+        "t_star": 0.1,
+        "steps": None,
+        "rounds": 2,
+    }
+    outer = {"name": "BPDA", "purifier": inner}
+    for record, short in (
         (inner, "DiffPure, DDIM, t* = 0.1, all steps, 2 rounds"),
-        (f"BPDA({inner})", "BPDA, DiffPure, DDIM, t* = 0.1, all steps, 2 rounds"),
-        ("Identity()", "Identity"),
-        ("Denoise(Net(3 weights), s=1)", "Denoise"),
+        ({**inner, "steps": 5, "rounds": 1}, "DiffPure, DDIM, t* = 0.1, 5 steps"),
+        (outer, "BPDA, DiffPure, DDIM, t* = 0.1, all steps, 2 rounds"),
+        ({"name": "Identity"}, "Identity"),
+        ({"name": "Denoise", "settings": "Denoise(s=1)"}, "Denoise"),
     ):
-        found = defence_in_short({"model": {"purifier": text}})
+        found = defence_in_short({"model": {"purifier": record}})
         assert found.replace(words.NBSP, " ") == short
-    labels = [row.label for row in purifier_rows(f"BPDA({inner})")]
-    assert labels == ["Purifier", "Purifier", "Diffusion model", "Sampler", "Time grid", "Rounds"]
+    rows = purifier_rows(outer)
+    assert [row.label for row in rows] == [
+        "Purifier", "Purifier", "Networks", "Sampler", "Noised up to", "Denoising steps", "Rounds"
+    ]  # fmt: skip
+    assert [row.value for row in rows][3:] == ["DDIM(eta=0.0)", "0.1", "every one", "2"]
 
 
 @pytest.mark.parametrize(

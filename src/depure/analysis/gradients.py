@@ -36,7 +36,7 @@ from depure.diffusion.backprop.base import walk
 from depure.diffusion.backprop.replay import Flow, leaves_of, pull_back
 from depure.diffusion.chain import has_gradient
 from depure.evaluation.shards import base_noise
-from depure.evaluation.statistics import Estimate, difference
+from depure.evaluation.statistics import Interval, difference
 from depure.noise import Noise
 from depure.purifiers.chained import Chained
 from depure.purifiers.simple.straight import BPDA
@@ -81,7 +81,7 @@ class GradientQuality:
             if all(difference(tables[i], later).low <= 0.0 for later in tables[i + 1 :])
         )
 
-    def gain(self) -> list[Estimate]:
+    def gain(self) -> list[Interval]:
         """Accuracy under each EoT less that under the largest: paired, with 95 % interval."""
         tables = [table_of(a, self.judged) for a in self.accuracy.T]
         return [difference(t, tables[-1]) for t in tables]

@@ -20,7 +20,7 @@ from depure.data.images import Images
 from depure.defences.defended import Defended
 from depure.evaluation.record import describe
 from depure.evaluation.shards import base_noise, compute_shard, predict
-from depure.evaluation.statistics import Estimate, mean_accuracy
+from depure.evaluation.statistics import Interval, mean_accuracy
 from depure.noise import Noise
 from depure.threat import Threat
 
@@ -233,12 +233,12 @@ def table_of(shares: Array, draws: int) -> Array:
     return np.asarray(np.arange(draws) < np.rint(shares * draws)[:, None])
 
 
-def accuracy_of(shares: Array, draws: int) -> Estimate:
+def accuracy_of(shares: Array, draws: int) -> Interval:
     """Mean over images of the share of `draws` that are right (n,), as `mean_accuracy`."""
     return mean_accuracy(table_of(shares, draws))
 
 
-def mean_of(values: Array, confidence: float = 0.95) -> Estimate:
+def mean_of(values: Array, confidence: float = 0.95) -> Interval:
     """Mean over images of one number each (n,), with a t interval clustered by image.
 
     Images whose number is not finite are left out; NaN, without an interval, where fewer than
@@ -246,13 +246,13 @@ def mean_of(values: Array, confidence: float = 0.95) -> Estimate:
     """
     known = values[np.isfinite(values)]
     if len(known) < 2:
-        return Estimate(float(known.mean()) if len(known) else np.nan, np.nan, np.nan)
+        return Interval(float(known.mean()) if len(known) else np.nan, np.nan, np.nan)
     mean = float(known.mean())
     half = stdtrit(len(known) - 1, 0.5 + confidence / 2) * known.std(ddof=1) / len(known) ** 0.5
-    return Estimate(mean, mean - float(half), mean + float(half))
+    return Interval(mean, mean - float(half), mean + float(half))
 
 
-def triple(estimate: Estimate) -> tuple[float, float, float]:
+def triple(estimate: Interval) -> tuple[float, float, float]:
     """Value, low, high."""
     return estimate.value, estimate.low, estimate.high
 

@@ -193,7 +193,7 @@ def _card(folder: Path) -> dict[str, Any]:
 
 
 def _show(cards: list[dict[str, Any]], quick: bool) -> None:
-    from depure.evaluation import Estimate
+    from depure.evaluation import Interval
 
     table = Table(title="accuracy in %, with 95 % confidence intervals")
     for name in ("setting", "no attack", "under attack", "right in all draws"):
@@ -203,7 +203,7 @@ def _show(cards: list[dict[str, Any]], quick: bool) -> None:
         results = card["results"]
         cells = [results["clean"]["accuracy"], results["robust"]["accuracy"]]
         cells.append(results["robust"]["any_of_n"][-1])
-        table.add_row(card["title"], *(percent(Estimate(**cell)) for cell in cells))
+        table.add_row(card["title"], *(percent(Interval(**cell)) for cell in cells))
     out = console()
     out.print(table)
     images, draws = (max(c["results"][key] for c in cards) for key in ("images", "draws"))

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
-from depure.evaluation import Estimate, GradientCheck, Result
+from depure.evaluation import GradientCheck, Interval, Result
 from depure.evaluation.run import Progress as Report
 
 _MARKS = {
@@ -58,7 +58,7 @@ def plain_warnings() -> Iterator[None]:
         yield
 
 
-def percent(estimate: Estimate) -> str:
+def percent(estimate: Interval) -> str:
     """53.1 (46-60), in per cent."""
     value, low, high = (100 * v for v in (estimate.value, estimate.low, estimate.high))
     return f"{value:.1f} ({low:.0f}-{high:.0f})"
@@ -77,7 +77,7 @@ def show_result(result: Result, page: Path) -> None:
     rows = [("one fresh draw", "accuracy", None), (worst, "any_of_n", -1)]
     for name, key, item in [*rows, (votes, "majority_of_k", -1)]:
         cells = (results[c][key] if item is None else results[c][key][item] for c in _COLUMNS)
-        table.add_row(name, *(percent(Estimate(**c)) for c in cells))
+        table.add_row(name, *(percent(Interval(**c)) for c in cells))
     out.print(table)
     out.print(f"n = {results['images']} images, {results['draws']} fresh draw(s) each")
     for check in result.card["checks"]:

@@ -18,8 +18,10 @@ def process_of(options: dict[str, Any], schedule: Schedule) -> tuple[Process, Sc
     """How a denoiser is trained, and the schedule that it then has."""
     name, t_max = options["family"], options["t_max"]
     if name == "edm":
-        karras = schedule if isinstance(schedule, Karras) else Karras()
-        return EDMProcess(karras.sigma_data, options["p_mean"], options["p_std"]), karras
+        scale = schedule.data_scale
+        if scale is None:
+            schedule, scale = Karras(), Karras().sigma_data
+        return EDMProcess(scale, options["p_mean"], options["p_std"]), schedule
     if name == "vpsde":
         return ContinuousProcess(VPSDE(), t_max=t_max), VPSDE()
     if not isinstance(schedule, VPDiscrete):

@@ -10,8 +10,9 @@ from depure.diffusion.backprop import (
     Surrogate,
 )
 from depure.diffusion.chain import Chain, Link, State, inner_gradient
-from depure.diffusion.denoiser import Denoiser, Estimate
+from depure.diffusion.denoiser import Denoiser
 from depure.diffusion.grid import Grid
+from depure.diffusion.prediction import Denoised, Prediction
 from depure.diffusion.samplers import DDIM, DDPM, EulerMaruyama, Heun, ProbabilityFlow, Sampler
 from depure.diffusion.schedules import VPSDE, Karras, Schedule, VPDiscrete
 
@@ -24,14 +25,15 @@ __all__ = [
     "Blind",
     "Chain",
     "Checkpoint",
+    "Denoised",
     "Denoiser",
-    "Estimate",
     "EulerMaruyama",
     "Full",
     "Grid",
     "Heun",
     "Karras",
     "Link",
+    "Prediction",
     "ProbabilityFlow",
     "Sampler",
     "Schedule",

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from depure.diffusion.schedules import Prediction, Schedule
+from depure.diffusion.prediction import Denoised, as_images, named_prediction
+from depure.diffusion.schedules import PredictionName, Schedule
 from depure.types import Time
 
 
-class Estimate(NamedTuple):
-    """What a denoiser knows at (x_t, t): x_t = alpha x0 + sigma eps, each (B, C, H, W)."""
-
-    x0: Tensor
-    eps: Tensor
-
-
 class Denoiser(nn.Module):
-    """`(x_t, t) -> Estimate(x0, eps)` around a network `(x, labels) -> prediction`.
+    """`(x_t, t) -> Denoised(x0, eps)` around a network `(x, labels) -> prediction`.
 
     The network may return a tensor, a tuple or an object with `.sample` (diffusers); twice as
     many channels as its input means a learned variance, which is dropped. It is put into eval
@@ -46,7 +40,7 @@ class Denoiser(nn.Module):
         self,
         network: nn.Module,
         schedule: Schedule,
-        prediction: Prediction = "epsilon",
+        prediction: PredictionName = "epsilon",
         *,
         freeze: bool = True,
     ) -> None:
@@ -60,6 +54,7 @@ class Denoiser(nn.Module):
         self.network = network
         self.schedule = schedule
         self.prediction = prediction
+        self._formula = named_prediction(prediction, schedule.data_scale)
         if freeze:
             network.requires_grad_(False)
         self.eval()
@@ -89,33 +84,18 @@ class Denoiser(nn.Module):
             )
         return super().train(False)
 
-    def __call__(self, x: Tensor, t: Time) -> Estimate:
+    def __call__(self, x: Tensor, t: Time) -> Denoised:
         """Estimates, see `forward`."""
-        estimate: Estimate = super().__call__(x, t)
-        return estimate
+        denoised: Denoised = super().__call__(x, t)
+        return denoised
 
-    def forward(self, x: Tensor, t: Time) -> Estimate:
+    def forward(self, x: Tensor, t: Time) -> Denoised:
         """Estimates for x (B, C, H, W) in diffusion space at the scalar time t."""
-        if self.schedule.data_scale is not None:
-            return self._preconditioned(x, self.schedule.sigma(t), self.schedule.data_scale)
-        out = self._predict(x, t)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        if self.prediction == "epsilon":
-            return Estimate((x - sigma * out) / alpha, out)
-        if self.prediction == "x0":
-            return Estimate(out, (x - alpha * out) / sigma)
-        return Estimate(alpha * x - sigma * out, sigma * x + alpha * out)
+        raw = self._raw(self._formula.network_input(x, alpha, sigma), t)
+        return self._formula.denoised(raw, x, alpha, sigma)
 
-    def _preconditioned(self, x: Tensor, sigma: float, sigma_data: float) -> Estimate:
-        """EDM's x0, and eps = (x - x0) / sigma written out, free of that cancellation."""
-        total = sigma**2 + sigma_data**2
-        c_in = total**-0.5
-        raw = self._predict(c_in * x, sigma)
-        slope = (sigma_data if self.prediction == "edm" else -sigma_data) * c_in * raw
-        x0 = sigma_data**2 / total * x + sigma * slope
-        return Estimate(x0, sigma / total * x - slope)
-
-    def _predict(self, x: Tensor, t: Time) -> Tensor:
+    def _raw(self, x: Tensor, t: Time) -> Tensor:
         label = self.schedule.label(t)
         dtype = torch.int64 if isinstance(label, int) else x.dtype
         times = torch.full((x.shape[0],), label, dtype=dtype, device=x.device)
@@ -127,22 +107,7 @@ class Denoiser(nn.Module):
                 f"shape {tuple(x.shape)}: a setting in its configuration, or an argument of its "
                 f"forward method, is not what it expects"
             ) from error
-        out = getattr(out, "sample", out)
-        out = out[0] if isinstance(out, tuple) and out else out
-        if not isinstance(out, Tensor):
-            raise ValueError(
-                f"the denoising network returned {type(out).__name__}: it must return a tensor, "
-                f"a tuple that begins with one, or an object with .sample"
-            )
-        channels = x.shape[1]
-        if out.shape == (x.shape[0], 2 * channels, *x.shape[2:]):
-            out = out[:, :channels]
-        if out.shape != x.shape:
-            raise ValueError(
-                f"the denoising network returned shape {tuple(out.shape)} for images of shape "
-                f"{tuple(x.shape)}: it must keep the shape (or double the channels)"
-            )
-        return out
+        return as_images(out, x)[:, : x.shape[1]]
 
     def signature(self) -> str:
         """One line that says what this denoiser is, for records."""
@@ -156,7 +121,7 @@ class Denoiser(nn.Module):
         scheduler: object | None = None,
         *,
         schedule: Schedule | None = None,
-        prediction: Prediction | None = None,
+        prediction: PredictionName | None = None,
     ) -> Denoiser:
         """From a `UNet2DModel` with its scheduler, or a folder that diffusers saved (safetensors).
 

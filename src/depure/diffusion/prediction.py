@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from depure.diffusion.schedules import PredictionName
+
 Scale = float | Tensor
 """alpha or sigma: a number for all images, or one for each, shaped (B, 1, 1, 1)."""
 
@@ -91,6 +93,20 @@ class EDM(Prediction):
     def _c_in(self, sigma: Scale) -> Scale:
         result: Scale = (sigma**2 + self.sigma_data**2) ** -0.5
         return result
+
+
+def named_prediction(name: PredictionName, data_scale: float | None) -> Prediction:
+    """What a name means on a schedule.
+
+    Args:
+        name: "epsilon", "x0", "v" or "edm".
+        data_scale: sigma_data of a schedule whose networks are preconditioned as EDM's are: there
+            "v" is -F.
+    """
+    if data_scale is not None:
+        return EDM(data_scale, negative=name == "v")
+    plain: dict[str, Prediction] = {"epsilon": Epsilon(), "x0": X0(), "v": V()}
+    return plain[name]
 
 
 def as_images(raw: object, x: Tensor) -> Tensor:

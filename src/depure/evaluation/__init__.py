@@ -5,14 +5,14 @@ from depure.evaluation.gradient_check import Agreement, GradientCheck, verify_gr
 from depure.evaluation.result import Result
 from depure.evaluation.run import Evaluation, evaluate
 from depure.evaluation.saved import Saved, judge_file, read_saved
-from depure.evaluation.statistics import Estimate
+from depure.evaluation.statistics import Interval
 
 __all__ = [
     "Agreement",
     "Check",
-    "Estimate",
     "Evaluation",
     "GradientCheck",
+    "Interval",
     "Result",
     "Saved",
     "evaluate",

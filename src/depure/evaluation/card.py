@@ -130,9 +130,12 @@ def card_of(
         "gradient_check": gradient_check.record(),
         "checks": [asdict(c) for c in checks],
         "cost": {
-            "denoiser_calls": cost.denoiser_calls,
+            "purifier_calls": cost.purifier_calls,
+            "recomputed_calls": cost.recomputed_calls,
             "classifier_calls": cost.classifier_calls,
-            "denoiser_calls_per_image": round(cost.denoiser_calls / len(shard.y), 1),
+            "calls_per_image": round(
+                (cost.purifier_calls + cost.recomputed_calls) / len(shard.y), 1
+            ),
         },
         "run": {
             "seconds": round(cost.seconds, 2),

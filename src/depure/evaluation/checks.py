@@ -115,7 +115,7 @@ def costly_checks(trial: Trial, shard: Shard, images: int) -> list[Check]:
             what = f"{field} {value} -> {2 * value}" if value else f"{field} of its attacks doubled"
             gain = statistics.difference(correct, trial.robust(field, stronger, some))
             found.append(_compare(name, what, gain, len(some)))
-    if not isinstance(trial.model.purifier, Identity):
+    if trial.model.purifier.defends:
         bare = Defended(Identity(), trial.model.classifier)
         inner = getattr(trial.attack, "attack", trial.attack)  # what a `SubstituteAttack` runs
         moved = trial.robust("transfer", _from_the_image(inner), some, bare)
@@ -150,7 +150,7 @@ def _throughout(attack: Any, changes: Callable[[Any], dict[str, Any]]) -> Any:
     return attack if same else replace(attack, **changed)
 
 
-def _compare(name: str, what: str, gain: statistics.Estimate, n: int) -> Check:
+def _compare(name: str, what: str, gain: statistics.Interval, n: int) -> Check:
     points = f"{100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
     text = f"{what}: wins {points} over the attack reported, on {n} images"
     cure = ": the attack is not converged; raise its budget before quoting the number"

@@ -15,13 +15,15 @@ from torch import nn
 
 from depure.defences.defended import Defended
 from depure.diffusion.backprop.checkpoint import probing
+from depure.diffusion.backprop.replay import recomputing
 
 
 @dataclass
 class Cost:
     """Forward calls counted in images (one image through one network once), and seconds."""
 
-    denoiser_calls: int = 0
+    purifier_calls: int = 0
+    recomputed_calls: int = 0  # of the purifier's networks, while a gradient is taken
     classifier_calls: int = 0
     seconds: float = 0.0
 
@@ -30,7 +32,8 @@ def total(costs: Iterable[Cost]) -> Cost:
     """The sum of several costs."""
     several = list(costs)
     return Cost(
-        sum(c.denoiser_calls for c in several),
+        sum(c.purifier_calls for c in several),
+        sum(c.recomputed_calls for c in several),
         sum(c.classifier_calls for c in several),
         sum(c.seconds for c in several),
     )
@@ -38,19 +41,24 @@ def total(costs: Iterable[Cost]) -> Cost:
 
 @contextmanager
 def counted(model: Defended) -> Iterator[Cost]:
-    """Count the calls of the model's networks, recomputations included, while the block runs."""
+    """Count the calls of the model's networks while the block runs, recomputations apart."""
     cost = Cost()
 
-    def count(field: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if not probing.get():
-                setattr(cost, field, getattr(cost, field) + len(args[0]))
+    def classified(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not probing.get():
+            cost.classifier_calls += len(args[0])
 
-        return hook
+    def purified(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if probing.get():
+            return
+        if recomputing.get():
+            cost.recomputed_calls += len(args[0])
+        else:
+            cost.purifier_calls += len(args[0])
 
-    handles = [model.classifier.register_forward_pre_hook(count("classifier_calls"))]
+    handles = [model.classifier.register_forward_pre_hook(classified)]
     parts = dict.fromkeys(model.purifier.parts)
-    handles += [p.register_forward_pre_hook(count("denoiser_calls")) for p in parts]
+    handles += [part.register_forward_pre_hook(purified) for part in parts]
     begin = time.perf_counter()
     try:
         yield cost

@@ -23,7 +23,7 @@ from depure.defences.defended import Defended
 from depure.threat import Ball, Norm, Threat
 from depure.weights import fingerprint
 
-SCHEMA = "depure.card/2"
+SCHEMA = "depure.card/3"
 
 
 def settings_of(thing: Attack | Ball) -> dict[str, Any]:
@@ -35,12 +35,12 @@ def settings_of(thing: Attack | Ball) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """Attacks inside attacks, and the networks that some have, as data."""
     if isinstance(value, nn.Module):
-        purifier = getattr(value, "purifier", None)
+        purifier = value.purifier.record() if isinstance(value, Defended) else None
         return {
             "kind": _kind(value),
             "weights": fingerprint(value.state_dict()),
             "settings": _settings_fingerprint(value),
-            **({} if purifier is None else {"purifier": repr(purifier)}),
+            **({} if purifier is None else {"purifier": purifier}),
         }
     if isinstance(value, Attack):
         return settings_of(value)
@@ -74,7 +74,7 @@ def describe(
             "fingerprint": fingerprint(x),
         },
         "model": {
-            "purifier": repr(model.purifier),
+            "purifier": model.purifier.record(),
             "classifier": _kind(model.classifier),
             "stages": list(model.stages),
             "weights": fingerprint(tensors),
@@ -181,6 +181,5 @@ def title_of(model: Defended, threat: Threat) -> str:
     knows = f", {' and '.join(threat.knows)} noise known" if threat.knows else ""
     knows += f" up to a pool of {threat.pool}" if threat.pool > 1 else ""
     knows += f" but for a share of {threat.mix:g}" if threat.mix else ""
-    size: Any = getattr(threat.ball, "eps", None)  # its repr may have more, such as a network
-    ball = type(threat.ball).__name__ + (f"(eps={size})" if size is not None else "")
+    ball = f"{type(threat.ball).__name__}(eps={threat.ball.eps})"  # its repr may have a network
     return f"{type(model.purifier).__name__} under {ball}{knows}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from depure.evaluation.shards import Shard
-from depure.evaluation.statistics import Estimate
+from depure.evaluation.statistics import Interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,11 +19,11 @@ class Result:
     folder: Path | None
 
     @property
-    def clean(self) -> Estimate:
+    def clean(self) -> Interval:
         """Accuracy on a fresh draw without attack."""
-        return Estimate(**self.card["results"]["clean"]["accuracy"])
+        return Interval(**self.card["results"]["clean"]["accuracy"])
 
     @property
-    def robust(self) -> Estimate:
+    def robust(self) -> Interval:
         """Accuracy on a fresh draw under attack."""
-        return Estimate(**self.card["results"]["robust"]["accuracy"])
+        return Interval(**self.card["results"]["robust"]["accuracy"])

@@ -24,7 +24,7 @@ _ROWS = 512  # vote tables are worked in blocks that stay in the cache
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Interval:
     """A point estimate with its confidence interval, `low <= value <= high`.
 
     In [0, 1] for an accuracy, in [-1, 1] for a difference of accuracies.
@@ -35,7 +35,7 @@ class Estimate:
     high: float
 
 
-def mean_accuracy(correct: npt.ArrayLike, confidence: float = 0.95) -> Estimate:
+def mean_accuracy(correct: npt.ArrayLike, confidence: float = 0.95) -> Interval:
     """Chance that one fresh draw classifies an image rightly, averaged over images.
 
     `correct` is bool (n_images, n_draws). The interval is that of `limits`: of Clopper and Pearson
@@ -55,7 +55,7 @@ def mean_accuracy(correct: npt.ArrayLike, confidence: float = 0.95) -> Estimate:
 
 def any_of_n(
     correct: npt.ArrayLike, confidence: float = 0.95, most: int | None = None
-) -> list[Estimate]:
+) -> list[Interval]:
     """Accuracy against an attacker with N tries: an image must be right in all N draws.
 
     `correct` is bool (n_images, n_draws); item N - 1 of the answer is for N = 1..n_draws, or up
@@ -79,7 +79,7 @@ def any_of_n(
 
 def majority_of_k(
     predictions: npt.ArrayLike, labels: npt.ArrayLike, confidence: float = 0.95
-) -> list[Estimate]:
+) -> list[Interval]:
     """Accuracy of the plurality vote over k fresh draws; a tie for first place counts as wrong.
 
     `predictions` is int (n_images, n_draws), n_draws <= 1000, `labels` int (n_images,); a
@@ -115,7 +115,7 @@ def majority_of_k(
 
 def difference(
     correct_a: npt.ArrayLike, correct_b: npt.ArrayLike, confidence: float = 0.95
-) -> Estimate:
+) -> Interval:
     """Mean accuracy of `a` minus that of `b` over the same images, in [-1, 1].
 
     Both are bool (n_images, n_draws); the numbers of draws may differ. The interval is that of
@@ -136,7 +136,7 @@ def difference(
     gap = a.mean(axis=1) - b.mean(axis=1)
     low, high = limits((gap[:, None] + 1) / 2, np.ones(len(gap)), confidence)
     value = float(gap.mean())
-    return Estimate(value, min(float(2 * low[0] - 1), value), max(float(2 * high[0] - 1), value))
+    return Interval(value, min(float(2 * low[0] - 1), value), max(float(2 * high[0] - 1), value))
 
 
 def limits(
@@ -182,12 +182,12 @@ def _upper(values: Floats, weights: Floats, confidence: float) -> Floats:
     return limit
 
 
-def _estimates(values: Floats, images: Ints, confidence: float) -> list[Estimate]:
+def _estimates(values: Floats, images: Ints, confidence: float) -> list[Interval]:
     """Means over images of `values` (rows, m), row i being that of `images[i]` of them."""
     mean = np.clip(images @ values / images.sum(), 0.0, 1.0)
     low, high = limits(values, images, confidence)
     table = np.stack([mean, np.minimum(low, mean), np.maximum(high, mean)], axis=1)
-    return [Estimate(*row) for row in table.tolist()]
+    return [Interval(*row) for row in table.tolist()]
 
 
 def _profiles(votes: Ints, truth: Ints) -> Ints:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,11 @@ class Purifier(nn.Module, ABC):
         """Names of the stages that draw noise; empty for a deterministic purifier."""
 
     @property
+    def defends(self) -> bool:
+        """Whether it changes images at all; False for the undefended classifier."""
+        return True
+
+    @property
     def exact(self) -> bool:
         """Whether the gradient claims to be that of the purifier; False for BPDA and the like."""
         return True
@@ -56,6 +61,10 @@ class Purifier(nn.Module, ABC):
     @abstractmethod
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         """Purify checked images with one row of noise each."""
+
+    def record(self) -> dict[str, Any]:
+        """What it is, as data for cards: its name, and the settings that decide its images."""
+        return {"name": type(self).__name__, "settings": repr(self)}
 
     @property
     def parts(self) -> tuple[nn.Module, ...]:

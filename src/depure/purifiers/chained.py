@@ -14,6 +14,7 @@ from depure.diffusion.backprop import Backprop, Checkpoint
 from depure.diffusion.chain import Chain, State
 from depure.noise import Noise
 from depure.purifiers.base import Purifier
+from depure.records import record_of
 from depure.types import Waypoint
 
 
@@ -152,6 +153,15 @@ class Chained(Purifier):
     def scales(self, chain: Chain) -> list[float]:
         """By what each link scales its state before it steps (alpha, where it noises first)."""
         return [1.0] * len(chain.links)
+
+    def record(self) -> dict[str, Any]:
+        """Name, networks, settings and loop driver."""
+        return {
+            "name": type(self).__name__,
+            "networks": [type(part).__name__ for part in self.parts],
+            **{k: v for k, v in record_of(self.settings).items() if k != "name"},
+            "backprop": record_of(self.backprop),
+        }
 
     @final
     def prepared(self, x: Tensor, noise: Noise) -> Chain:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from depure.evaluation import statistics
-from depure.evaluation.statistics import Estimate
+from depure.evaluation.statistics import Interval
 from depure.files import plain
 from depure.reporting import words
 from depure.reporting.load import Run
@@ -40,8 +40,8 @@ class Entry:
     budget: str
     knows: str
     attack: str
-    worst: tuple[int, Estimate] | None
-    against_first: Estimate | None
+    worst: tuple[int, Interval] | None
+    against_first: Interval | None
     checks: tuple[str, str]  # verdict, words
     calls: str
 
@@ -92,13 +92,13 @@ def _entries(runs: Sequence[Run], links: Sequence[str]) -> list[Entry]:
                 worst=(n, run.robust.any_of_n[-1]) if n > 1 else None,
                 against_first=_against(runs[0], run) if i else None,
                 checks=_checks(run),
-                calls=words.count(run.card["cost"]["denoiser_calls_per_image"]),
+                calls=words.count(run.card["cost"]["calls_per_image"]),
             )
         )
     return entries
 
 
-def _against(first: Run, run: Run) -> Estimate | None:
+def _against(first: Run, run: Run) -> Interval | None:
     """Attacked accuracy minus that of the first run, paired by image; None on other images."""
     if first.tables is None or run.tables is None or not _same_images([first, run]):
         return None

@@ -14,7 +14,7 @@ from depure.analysis.gradients import Gradients
 from depure.analysis.purification import Purification
 from depure.analysis.stochasticity import Curves, Stochasticity
 from depure.analysis.transfer import accuracy_of, table_of
-from depure.evaluation.statistics import Estimate, difference, mean_accuracy
+from depure.evaluation.statistics import Interval, difference, mean_accuracy
 from depure.reporting.page import environment
 from depure.reporting.words import interval, number, percent, plural, points
 
@@ -147,10 +147,10 @@ def _table(curves: Curves, row: int, at: int) -> np.ndarray:
     return table_of(curves.accuracy[row, at], int(curves.draws[row, at]))
 
 
-def _accuracy(curves: Curves, name: str, at: int) -> Estimate:
+def _accuracy(curves: Curves, name: str, at: int) -> Interval:
     row = _row(curves, name)
     return accuracy_of(curves.accuracy[row, at], int(curves.draws[row, at]))
 
 
-def _value(estimate: Estimate) -> str:
+def _value(estimate: Interval) -> str:
     return f"{percent(estimate.value)} ({interval(estimate)})"

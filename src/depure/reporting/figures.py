@@ -21,7 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from depure.evaluation.statistics import Estimate
+from depure.evaluation.statistics import Interval
 from depure.files import replacing
 from depure.reporting.load import Accuracies
 
@@ -93,7 +93,7 @@ def accuracy_figure(clean: Accuracies, robust: Accuracies) -> Figure:
 
 
 def trace_figure(
-    loss: Sequence[float], accuracy: Sequence[float], judged: Estimate, *, fresh: bool = True
+    loss: Sequence[float], accuracy: Sequence[float], judged: Interval, *, fresh: bool = True
 ) -> Figure:
     """Loss and accuracy during the attack, and the judge's accuracy after it, two panels.
 
@@ -123,7 +123,7 @@ def trace_figure(
 
 
 def budget_figure(
-    calls: Sequence[float], accuracy: Sequence[float], members: Sequence[str], judged: Estimate
+    calls: Sequence[float], accuracy: Sequence[float], members: Sequence[str], judged: Interval
 ) -> Figure:
     """What an ensemble's best proposals left against the calls it had made, member by member."""
     with style():
@@ -235,7 +235,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _band(
-    axes: Axes, points: Sequence[tuple[int, Estimate]], name: str, *, small: bool = False
+    axes: Axes, points: Sequence[tuple[int, Interval]], name: str, *, small: bool = False
 ) -> None:
     """A curve with its interval: a shaded band, or a whisker for a single point."""
     look = _MARKS[name]
@@ -251,7 +251,7 @@ def _band(
     axes.plot(at, value, linestyle=_DASHES[name], linewidth=width, markersize=size, **look)
 
 
-def _row(axes: Axes, at: float, e: Estimate, name: str) -> None:
+def _row(axes: Axes, at: float, e: Interval, name: str) -> None:
     look = _MARKS[name]
     axes.plot([100 * e.value], [at], linestyle="none", markersize=6.5, zorder=3, **look)
     axes.hlines(at, 100 * e.low, 100 * e.high, color=look["color"], lw=1.8)
@@ -267,7 +267,7 @@ def _name(axes: Axes, at: float, label: str) -> None:
         )  # fmt: skip
 
 
-def _judged(axes: Axes, at: float, e: Estimate, label: str) -> None:
+def _judged(axes: Axes, at: float, e: Interval, label: str) -> None:
     error = [[100 * (e.value - e.low)], [100 * (e.high - e.value)]]
     axes.errorbar(
         [at], [100 * e.value], error, fmt="D", color=JUDGED, markersize=5, capsize=3, label=label

@@ -17,7 +17,7 @@ from depure.evaluation.examples import EXAMPLES
 from depure.evaluation.gradient_check import Agreement, GradientCheck
 from depure.evaluation.record import SCHEMA
 from depure.evaluation.shards import Shard, shard_name
-from depure.evaluation.statistics import Estimate
+from depure.evaluation.statistics import Interval
 from depure.files import plain, read_json
 from depure.pieces import Pieces
 
@@ -28,17 +28,17 @@ SHOWN = 8  # images whose pixels are kept
 class Accuracies:
     """One line of a card's results: clean or attacked images."""
 
-    single: Estimate  # one fresh draw
-    any_of_n: list[Estimate]  # right in all of N draws, N = 1, 2, ...
-    majority_of_k: list[Estimate]  # right by the vote of k draws, k = 1, 2, ...
+    single: Interval  # one fresh draw
+    any_of_n: list[Interval]  # right in all of N draws, N = 1, 2, ...
+    majority_of_k: list[Interval]  # right by the vote of k draws, k = 1, 2, ...
 
     @staticmethod
     def of(data: dict[str, Any]) -> Accuracies:
         """Read a card's entry."""
-        curves = ([Estimate(**e) for e in data[key]] for key in ("any_of_n", "majority_of_k"))
-        return Accuracies(Estimate(**data["accuracy"]), *curves)
+        curves = ([Interval(**e) for e in data[key]] for key in ("any_of_n", "majority_of_k"))
+        return Accuracies(Interval(**data["accuracy"]), *curves)
 
-    def odd_votes(self) -> list[tuple[int, Estimate]]:
+    def odd_votes(self) -> list[tuple[int, Interval]]:
         """(k, accuracy) for odd k: at even k a tie counts as wrong, which is no fair vote."""
         return list(enumerate(self.majority_of_k, 1))[::2]
 
@@ -62,7 +62,7 @@ class Run:
     card: dict[str, Any]
     clean: Accuracies
     robust: Accuracies
-    effect: Estimate
+    effect: Interval
     gradient_check: GradientCheck
     checks: tuple[Check, ...]
     tables: Tables | None
@@ -136,7 +136,7 @@ def load_run(folder: str | Path) -> Run:
             card=card,
             clean=Accuracies.of(results["clean"]),
             robust=Accuracies.of(results["robust"]),
-            effect=Estimate(**results["effect"]),
+            effect=Interval(**results["effect"]),
             gradient_check=_gradient_check(card["gradient_check"]),
             checks=tuple(Check(**c) for c in card["checks"]),
             tables=_tables(pieces, int(results["images"])),

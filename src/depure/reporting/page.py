@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from depure.evaluation.gradient_check import Agreement
-from depure.evaluation.statistics import Estimate
+from depure.evaluation.statistics import Interval
 from depure.reporting import words
 from depure.reporting.load import Run
 from depure.reporting.pictures import strip
@@ -26,8 +26,8 @@ class Headline:
 
     name: str
     note: str
-    clean: Estimate
-    robust: Estimate
+    clean: Interval
+    robust: Interval
     effect: str
     effect_interval: str = ""
 
@@ -108,7 +108,7 @@ def headlines(run: Run) -> list[Headline]:
     return rows
 
 
-def _gap(clean: Estimate, robust: Estimate) -> str:
+def _gap(clean: Interval, robust: Interval) -> str:
     return words.number(100 * (clean.value - robust.value))
 
 
@@ -236,10 +236,12 @@ def gradient_rows(run: Run) -> list[tuple[str, str, str, str, str]]:
 def cost_rows(run: Run) -> list[tuple[str, str, str, str]]:
     """What was paid: name, in all, per image, explanation."""
     cost, spent, n = run.card["cost"], run.card["run"], run.images
-    calls = "one image through the network once, forward; recomputations included"
+    calls = "calls: one image through one network once, forward"
+    again, first = cost["recomputed_calls"], cost["purifier_calls"]
     return [
-        ("Diffusion model", words.count(cost["denoiser_calls"]),
-         words.count(cost["denoiser_calls_per_image"]), f"calls: {calls}"),
+        ("Purifier", words.count(first), words.count(first / n), calls),
+        ("Purifier, recomputed", words.count(again), words.count(again / n),
+         "calls again, so that gradients need little memory"),
         ("Classifier", words.count(cost["classifier_calls"]),
          words.count(cost["classifier_calls"] / n), "calls, likewise"),
         ("Time", words.duration(spent["seconds"]), words.duration(spent["seconds"] / n),

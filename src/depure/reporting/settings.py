@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
-from depure.reporting.words import NBSP, TIMES, count, number, plural
+from depure.reporting.words import NBSP, TIMES, count, plural
 
 _LABELS = {  # path in a card's "setting" -> what a reader calls it, a word of explanation
     "data.name": ("Data set", ""),
@@ -38,13 +37,16 @@ _LABELS = {  # path in a card's "setting" -> what a reader calls it, a word of e
 _GROUPS = {"data": "Data", "model": "Defence", "threat": "Attacker", "attack": "Attack"}
 _METHODS = {"PGD": "projected gradient ascent"}
 _LOSSES = {"ce": "cross-entropy", "margin": "margin", "dlr": "difference of logits ratio"}
-_PARTS = ("Diffusion model", "Sampler", "Time grid")  # of a DiffPure, in order
-_DIFFPURE = {
+_PURIFIER = {  # entry of a purifier's record -> what a reader calls it, a word of explanation
+    "networks": ("Networks", "weights, what is predicted, noise schedule"),
+    "sampler": ("Sampler", "the rule of one denoising step"),
+    "t_star": ("Noised up to", "t*, a share of the diffusion (EDM: a noise level)"),
+    "steps": ("Denoising steps", "in each round"),
     "rounds": ("Rounds", "of noising and denoising in sequence"),
+    "convention": ("Index arithmetic", "whose of the published ones"),
     "backprop": ("Gradient by", "how the chain of steps is differentiated"),
     "clamp": ("Clamped", "whether the purified image is cut to the range of pixels"),
 }
-_WHY = {"Sampler": "the rule of one denoising step", "Time grid": ""}
 
 
 @dataclass(frozen=True)
@@ -55,50 +57,6 @@ class Row:
     value: str
     note: str = ""
     code: bool = False
-
-
-@dataclass(frozen=True)
-class Call:
-    """A `repr` taken apart: `head(args)`, each argument with its keyword or ""."""
-
-    head: str
-    args: tuple[tuple[str, str], ...]
-
-    @staticmethod
-    def of(text: str) -> Call:
-        """Take a `repr` apart; text that is no call has a head alone."""
-        match = re.fullmatch(r"(\w+)\((.*)\)", text, re.DOTALL)
-        if match is None:
-            return Call(text, ())
-        found = ((re.match(r"(\w+)=(.*)", a, re.DOTALL), a) for a in _split(match[2]))
-        return Call(match[1], tuple((m[1], m[2]) if m else ("", a) for m, a in found))
-
-    def get(self, key: str) -> str:
-        """The value of a keyword, or ""."""
-        return dict(self.args).get(key, "")
-
-    @property
-    def positional(self) -> list[str]:
-        """Arguments without keyword."""
-        return [value for key, value in self.args if not key]
-
-
-def _split(text: str) -> list[str]:
-    """Split at ", " outside brackets and quotes."""
-    parts, depth, quote, begin = [], 0, "", 0
-    for i, char in enumerate(text):
-        if quote:
-            quote = "" if char == quote else quote
-        elif char in "'\"":
-            quote = char
-        elif char in "([{":
-            depth += 1
-        elif char in ")]}":
-            depth -= 1
-        elif char == "," and depth == 0 and text[i + 1 : i + 2] == " ":
-            parts.append(text[begin:i])
-            begin = i + 2
-    return [p for p in (*parts, text[begin:]) if p]
 
 
 def setting_rows(setting: dict[str, Any]) -> dict[str, list[Row]]:
@@ -199,51 +157,51 @@ def knowledge(setting: dict[str, Any]) -> str:
     return f"the {' and '.join(knows)} noise, not the {' and '.join(hidden)}"
 
 
-def purifier_rows(text: str) -> list[Row]:
-    """A purifier's `repr`, one row per part."""
-    call = Call.of(text)
-    rows = [Row("Purifier", call.head, "", code=True)]
-    positional = iter(_PARTS if call.head == "DiffPure" else ())
-    for key, value in call.args:
-        if key:
-            label, note = _DIFFPURE.get(key, (key.replace("_", " ").capitalize(), ""))
-            yes_no = {"True": "yes", "False": "no"}.get(value)
-            rows.append(Row(label, yes_no or value, note, code=yes_no is None))
-        elif Call.of(value).head == "DiffPure":
+def purifier_rows(record: dict[str, Any]) -> list[Row]:
+    """A purifier's record, one row per entry."""
+    rows = [Row("Purifier", str(record["name"]), "", code=True)]
+    for key, value in record.items():
+        if key == "name":
+            continue
+        if isinstance(value, dict) and key == "purifier":
             rows += purifier_rows(value)
-        else:
-            label = next(positional, "Part")
-            note = grid_in_short(value) if label == "Time grid" else _WHY.get(label, "")
-            rows.append(Row(label, value, note, code=True))
+            continue
+        label, note = _PURIFIER.get(key, (key.replace("_", " ").capitalize(), ""))
+        if key == "steps" and value is None:
+            value, note = "every one", "all that the schedule has"
+        code = isinstance(value, str | dict | list)
+        rows.append(Row(label, written(value) if code else plain(value), note, code=code))
     return rows
 
 
-def grid_in_short(text: str) -> str:
-    """What a time grid does, in words; "" if it is none."""
-    call = Call.of(text)
-    try:
-        t_star = number(100 * float(call.get("t_star")), 1).removesuffix(".0")
-    except ValueError:
-        return ""
-    steps = call.get("steps")
-    how = "every step" if steps == "None" else plural(int(steps), "denoising step")
-    return f"noise up to {t_star}{NBSP}% of the diffusion, {how}"
+def written(value: Any) -> str:
+    """A part's record as its author would write it: `DDIM(eta=0.5)`."""
+    if isinstance(value, dict) and "name" in value:
+        settings = ", ".join(f"{k}={written(v)}" for k, v in value.items() if k != "name")
+        return f"{value['name']}({settings})"
+    if isinstance(value, list):
+        return ", ".join(written(item) for item in value)
+    return str(value)
 
 
 def defence_in_short(setting: dict[str, Any]) -> str:
-    """ "DiffPure, DDPM, t* = 0.1, 10 steps"; the purifier's name alone if it is another."""
-    call = Call.of(setting["model"]["purifier"])
-    inner = next((c for c in map(Call.of, call.positional) if c.head == "DiffPure"), None)
-    outer = [call.head] if inner else []
-    call = inner or call
-    if call.head != "DiffPure" or len(call.positional) < 3:
-        return ", ".join([*outer, call.head])
-    sampler, grid = (Call.of(text) for text in call.positional[1:3])
-    steps = grid.get("steps")
-    told = "all steps" if steps == "None" else f"{steps}{NBSP}steps"
-    rounds = [f"{call.get('rounds')}{NBSP}rounds"] if call.get("rounds") not in ("", "1") else []
-    t_star = f"t*{NBSP}={NBSP}{grid.get('t_star')}"
-    return ", ".join([*outer, call.head, sampler.head, t_star, told, *rounds])
+    """ "DiffPure, DDPM, t* = 0.1, 10 steps"; the purifier's name alone if it says no more."""
+    record = setting["model"]["purifier"]
+    names = []
+    while isinstance(record.get("purifier"), dict):
+        names.append(str(record["name"]))
+        record = record["purifier"]
+    names.append(str(record["name"]))
+    if "sampler" in record:
+        names.append(str(record["sampler"]["name"]))
+    if "t_star" in record:
+        names.append(f"t*{NBSP}={NBSP}{record['t_star']:g}")
+    if "steps" in record:
+        steps = record["steps"]
+        names.append("all steps" if steps is None else f"{steps}{NBSP}steps")
+    if record.get("rounds", 1) != 1:
+        names.append(f"{record['rounds']}{NBSP}rounds")
+    return ", ".join(names)
 
 
 def attack_in_short(setting: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 
 from depure.evaluation.checks import Check
-from depure.evaluation.statistics import Estimate
+from depure.evaluation.statistics import Interval
 from depure.reporting.load import Run
 
 NBSP = "\u00a0"
@@ -43,7 +43,7 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{number(100 * share, digits)}{NBSP}%"
 
 
-def interval(e: Estimate, digits: int = 1) -> str:
+def interval(e: Interval, digits: int = 1) -> str:
     """The interval of a share, in percent or points."""
     low, high = number(100 * e.low, digits), number(100 * e.high, digits)
     return f"{low}{NBSP}to{NBSP}{high}"
@@ -161,7 +161,7 @@ def answer(run: Run) -> list[tuple[str, bool]]:
     ]
 
 
-def _takes(effect: Estimate, digits: int) -> str:
+def _takes(effect: Interval, digits: int) -> str:
     if float(f"{100 * effect.value:.{digits}f}") <= 0:
         return "the attack takes nothing."
     taken = f"the attack takes {points(effect.value, digits)}"

@@ -158,24 +158,25 @@ def _cache_of(chain: Chain) -> tuple[dict[Hashable, int], tuple[Hashable, ...]]:
 def _probe(chain: Chain, link: Link, state: State) -> int:
     given = [p for part in chain.parts for p in part.parameters()] + list(chain.context)
     left_out = {tensor.data_ptr() for tensor in given}
-    saved: dict[int, torch.UntypedStorage] = {}
+    saved: list[Tensor] = []
 
-    def note(tensor: Tensor) -> None:
-        # Held here and not in the graph, where an output saved for its own gradient would make a
-        # circle that only the garbage collector opens, with a whole step's memory in it.
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in left_out:
-            saved[storage.data_ptr()] = storage
+    def keep(tensor: Tensor) -> int:
+        # Held in a list that is emptied, not in the graph: an output that is saved for its own
+        # gradient would make a circle, with a whole step's memory in it.
+        saved.append(tensor)
+        return len(saved) - 1
 
     needed = [t.requires_grad for t in chain.context]
     leaves, context = leaves_of(state), leaves_of(chain.context, needed)
     with (
         flagged(probing),
         torch.enable_grad(),
-        torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
+        torch.autograd.graph.saved_tensors_hooks(keep, saved.__getitem__),
     ):
         link(leaves, context)
-    return sum(storage.nbytes() for storage in saved.values())
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in saved}
+    saved.clear()  # the graph holds the list, whose tensors hold the graph
+    return sum(s.nbytes() for pointer, s in storages.items() if pointer not in left_out)
 
 
 def _heaviest(chain: Chain) -> State:

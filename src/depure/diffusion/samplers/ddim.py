@@ -44,7 +44,7 @@ class DDIM(Sampler):
         """x_s = alpha_s x0 + sqrt(sigma_s^2 - sd^2) eps + sd z."""
         schedule = denoiser.schedule
         self.check(schedule)
-        x0, eps = denoiser(x, t)
+        x0, eps, _ = denoiser(x, t)
         x0 = clamp_unit(x0, self.clip_x0)
         sigma_t, sigma_s = schedule.sigma(t), schedule.sigma(s)
         kept = (schedule.alpha(t) / schedule.alpha(s)) ** 2

@@ -1,6 +1,6 @@
 """Noise schedules, one family a file; each owns the times that a purification visits."""
 
-from depure.diffusion.schedules.base import Convention, Prediction, Schedule, TimePath, label_of
+from depure.diffusion.schedules.base import Convention, PredictionName, Schedule, TimePath, label_of
 from depure.diffusion.schedules.edm import Karras
 from depure.diffusion.schedules.vp import VPSDE, VPDiscrete
 
@@ -8,7 +8,7 @@ __all__ = [
     "VPSDE",
     "Convention",
     "Karras",
-    "Prediction",
+    "PredictionName",
     "Schedule",
     "TimePath",
     "VPDiscrete",

@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn
 from depure.types import Time
 
 Convention = Literal["diffpure", "addt", "adbm"]
-Prediction = Literal["epsilon", "x0", "v", "edm"]
+PredictionName = Literal["epsilon", "x0", "v", "edm"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Schedule(ABC):
         return None
 
     @property
-    def predictions(self) -> tuple[Prediction, ...]:
+    def predictions(self) -> tuple[PredictionName, ...]:
         """What a network on this schedule may predict, the usual kind first."""
         return ("epsilon", "x0", "v")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from depure.diffusion.schedules.base import (
     Convention,
-    Prediction,
+    PredictionName,
     Schedule,
     TimePath,
     refuse_adbm,
@@ -101,7 +101,7 @@ class Karras(Schedule):
         return self.sigma_max
 
     @property
-    def predictions(self) -> tuple[Prediction, ...]:
+    def predictions(self) -> tuple[PredictionName, ...]:
         """EDM's raw network, or v, which is its negative."""
         return ("edm", "v")
 

@@ -19,7 +19,7 @@ from depure.evaluation.gradient_check.arithmetic import Arithmetic, NoGradient, 
 from depure.evaluation.gradient_check.measure import Effort, Seen, measure, points_of
 from depure.noise import Noise
 from depure.purifiers.base import Purifier, check_images
-from depure.purifiers.diffusion.diffpure import DiffPure
+from depure.purifiers.chained import Chained
 from depure.threat import Ball, Linf
 
 
@@ -210,9 +210,9 @@ def _compare(
 ) -> tuple[str, list[Agreement]]:
     """The reference's name, and the rows: own in fine and in attack dtype, approximations."""
     fine, purifier, points = seen.fine, seen.fine.model.purifier, seen.points
-    name = repr(purifier.backprop) if isinstance(purifier, DiffPure) else type(purifier).__name__
+    name = repr(purifier.backprop) if isinstance(purifier, Chained) else type(purifier).__name__
     exact = purifier.exact
-    if not exact and not isinstance(purifier, DiffPure):
+    if not exact and not isinstance(purifier, Chained):
         return "no exact gradient", [Agreement(name, math.nan, math.nan, math.nan, exact=False)]
 
     def driven(backprop: Backprop) -> Tensor:
@@ -220,7 +220,7 @@ def _compare(
         return other.gradient(points.x, points.noise, points.cotangent)[0]
 
     reference, title = seen.own, f"the defence's own {fine.dtype} gradient".replace("torch.", "")
-    if isinstance(purifier, DiffPure) and (effort.stepwise or approximations):
+    if isinstance(purifier, Chained) and (effort.stepwise or approximations):
         reference = driven(Checkpoint())
         title = f"autograd step by step in {fine.dtype}".replace("torch.", "")
     kinds = [str(d).removeprefix("torch.") for d in (fine.dtype, seen.plain.dtype)]
@@ -233,9 +233,9 @@ def _compare(
 
 def _with(model: Defended, backprop: Backprop) -> Defended:
     purifier: Purifier = model.purifier
-    if not isinstance(purifier, DiffPure):
+    if not isinstance(purifier, Chained):
         raise ValueError(
-            f"approximations need a purifier with a loop driver (DiffPure); "
+            f"approximations need a purifier with a loop driver (a Chained one, such as DiffPure); "
             f"got {type(purifier).__name__}"
         )
     return Defended(purifier.with_backprop(backprop), model.classifier)

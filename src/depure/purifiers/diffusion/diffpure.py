@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -159,6 +160,11 @@ class DiffPure(Chained):
     def generator(self, steps: int) -> DiffPure:
         """The same network and rule from the end of the schedule, where nothing is left of x."""
         return DiffPure(self.denoiser, self.sampler, t_star=self.denoiser.schedule.end, steps=steps)
+
+    def record(self) -> dict[str, Any]:
+        """With the denoiser's signature in place of the networks' names."""
+        record = {**super().record(), "networks": [self.denoiser.signature()]}
+        return record
 
     def __repr__(self) -> str:
         return (

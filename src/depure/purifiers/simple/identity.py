@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from depure.noise import Noise
@@ -16,9 +18,18 @@ class Identity(Purifier):
         """None."""
         return ()
 
+    @property
+    def defends(self) -> bool:
+        """No."""
+        return False
+
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         """x itself."""
         return x
+
+    def record(self) -> dict[str, Any]:
+        """Its name."""
+        return {"name": "Identity"}
 
     def __repr__(self) -> str:
         return "Identity()"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,10 @@ class BPDA(Purifier):
         with torch.no_grad():
             value: Tensor = self.purifier(x, noise)
         return value + (x - x.detach())
+
+    def record(self) -> dict[str, Any]:
+        """Its name and the purifier's record."""
+        return {"name": "BPDA", "purifier": self.purifier.record()}
 
     def __repr__(self) -> str:
         return f"BPDA({self.purifier!r})"

@@ -1,0 +1,27 @@
+"""Settings as plain data, for records that are read back and shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+def record_of(thing: object) -> Any:
+    """A frozen dataclass as its name and its fields, numbers and words as they are.
+
+    What a dataclass leaves out of its `repr` cannot change a result and is left out here. Anything
+    else is recorded as its `repr`.
+
+    Example:
+        >>> from depure import DDIM
+        >>> record_of(DDIM(0.5))
+        {'name': 'DDIM', 'eta': 0.5}
+    """
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        kept = {
+            f.name: record_of(getattr(thing, f.name)) for f in dataclasses.fields(thing) if f.repr
+        }
+        return {"name": type(thing).__name__, **kept}
+    if isinstance(thing, tuple | list):
+        return [record_of(item) for item in thing]
+    return thing if thing is None or isinstance(thing, bool | int | float | str) else repr(thing)
