@@ -33,7 +33,7 @@ def test_purifiers_are_recorded_as_data():
     record = purifier.record()
     assert json.loads(json.dumps(record)) == record
     assert record["name"] == "DiffPure"
-    assert record["sampler"] == {"name": "DDIM", "eta": 0.5}
+    assert record["sampler"] == {"name": "DDIM", "eta": 0.5, "clip_x0": False}
     assert record["backprop"] == {"name": "Surrogate", "steps": 2, "exact_value": True}
     assert (record["t_star"], record["steps"], record["rounds"]) == (0.1, 3, 1)
     assert BPDA(purifier).record() == {"name": "BPDA", "purifier": record}

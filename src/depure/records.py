@@ -15,7 +15,7 @@ def record_of(thing: object) -> Any:
     Example:
         >>> from depure import DDIM
         >>> record_of(DDIM(0.5))
-        {'name': 'DDIM', 'eta': 0.5}
+        {'name': 'DDIM', 'eta': 0.5, 'clip_x0': False}
     """
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         kept = {

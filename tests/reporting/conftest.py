@@ -149,7 +149,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         (folder / "shards").mkdir(parents=True)
         described = description(images, shape, draws, **setting)
         pieces = Pieces(folder, identity(described))
-        cost = Cost(54_172, 5400, 30.1)
+        cost = Cost(54_172, 21_000, 5400, 30.1)
         for i in range(0, images, 4) if shards else ():
             part = Shard(**{k: v[i : i + 4] for k, v in vars(shard).items()})
             part.save(pieces, shard_name(i // 4), cost)
