@@ -101,7 +101,7 @@ def test_every_setting_command_and_version_is_there(make_run):
     text = words_of(report(folder))
     for part in (
         "made-up", "3: cat, dog, emu", "feedbeef00000001", "UNet(651,041 weights, epsilon",
-        "DDPM(variance=small, clip_x0=False)", "noise up to 10 % of the diffusion",
+        "DDPM(variance=small, clip_x0=False)", "Noised up to 0.1", "Denoising steps 10",
         "SmallCNN(65,834 weights)", "83fd0609f64d892d", "float32", "≤ 8/255", "3.14 % of its range",
         "nothing of the noise", "projected gradient ascent", "cross-entropy", "any wrong class",
         "depure evaluate --out run", "torch", "seed 7",
