@@ -250,6 +250,12 @@ def test_images_that_changed_between_two_parts(images, tmp_path):
         return run
 
     first = part(images, "a", (0, 2))
+    for other in (
+        dataclasses.replace(images, y=images.y.roll(1)),
+        dataclasses.replace(images, index=images.index + 1),
+    ):
+        with pytest.raises(ValueError, match=r"another configuration \(data\.fingerprint: "):
+            part(other, "a", (1, 2))
     changed = dataclasses.replace(images, x=images.x.clone())
     changed.x[21, 0, 0, 0] += 1 / 255
     with pytest.raises(ValueError, match=r"another configuration \(data\.fingerprint: "):

@@ -252,3 +252,11 @@ def test_one_picture_at_two_places(images, x_adv, tmp_path):
     np.save(tmp_path / "adv.npy", stored.numpy())
     with pytest.raises(ValueError, match="index 104 is in the data set twice"):
         read_saved(tmp_path / "adv.npy", twins, BALL)
+
+
+def test_an_array_whose_header_is_cut_is_refused_in_a_sentence(images, tmp_path):
+    head = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 1, 8, 8".ljust(117) + b"\n"
+    path = tmp_path / "cut.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head)
+    with pytest.raises(ValueError, match=r"cut\.npy cannot be read safely .*save the images again"):
+        read_saved(path, images, BALL)

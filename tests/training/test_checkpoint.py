@@ -9,7 +9,7 @@ from torch import nn
 from depure.data import Images
 from depure.training import CrossEntropy, Flip, Plan, description, remove_checkpoint, train
 from depure.training import state as states
-from depure.training.checkpoint import read_checkpoint, write_checkpoint
+from depure.training.checkpoint import earlier, read_checkpoint, write_checkpoint
 
 RECORD = {"plan": {"lr": 0.1}, "images": "a"}
 PLAN = Plan(updates=6, batch=4, save_every=2)
@@ -172,3 +172,27 @@ def test_weights_that_are_not_finite_are_no_checkpoint(images, path):
     one = Plan(updates=1, batch=4)
     with pytest.raises(FloatingPointError, match="not finite after update 1"):
         train(alone, CrossEntropy(), images, one)
+
+
+@pytest.mark.parametrize("facts", ["null", "[]", "{}", '{"record": 3}'])
+def test_a_whole_file_that_is_no_checkpoint_of_ours_is_refused(path, facts, monkeypatch):
+    monkeypatch.setattr("depure.training.checkpoint.json.dumps", lambda *args, **kwargs: facts)
+    write(path, 1)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="is damaged .*delete it and train again"):
+        read_checkpoint(path, RECORD)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last(path, monkeypatch):
+    for update in (1, 2):
+        write(path, update)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("depure.training.checkpoint.save_tensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(path, 3)
+    monkeypatch.undo()
+    assert read_checkpoint(path, RECORD)[1]["update"] == 2
+    assert earlier(path).exists()

@@ -141,8 +141,8 @@ def _say_once(text: str) -> None:
         click.echo(text, err=True)
 
 
-def build_backprop(options: dict[str, Any]) -> Backprop:
-    """A loop driver from its name.
+def build_backprop(options: dict[str, Any], option: str = "--backprop") -> Backprop:
+    """A loop driver from its name, which was given to an option.
 
     Raises:
         ValueError: for an unknown name or a bad number behind the colon.
@@ -151,7 +151,7 @@ def build_backprop(options: dict[str, Any]) -> Backprop:
     if name == "checkpoint":
         return Checkpoint(memory_limit(options))
     if name == "surrogate" and number:
-        return Surrogate(_steps(number))
+        return Surrogate(_steps(number, option))
     if name == "adjoint":
         from depure.diffusion.backprop import Adjoint
 
@@ -159,19 +159,17 @@ def build_backprop(options: dict[str, Any]) -> Backprop:
     plain: dict[str, Backprop] = {"full": Full(), "straight": Straight(), "blind": Blind()}
     if name not in plain or number:
         raise ValueError(
-            f"--backprop must be checkpoint, full, straight, surrogate:STEPS, adjoint or blind; "
+            f"{option} must be checkpoint, full, straight, surrogate:STEPS, adjoint or blind; "
             f"got {shown(options['backprop'])}"
         )
     return plain[name]
 
 
-def _steps(number: str) -> int:
+def _steps(number: str, option: str) -> int:
     try:
         return Count(1, 100_000).parse(number)
     except ValueError as error:
-        raise ValueError(
-            f"--backprop must be surrogate:STEPS; {shown(number)} is {error}"
-        ) from None
+        raise ValueError(f"{option} must be surrogate:STEPS; {shown(number)} is {error}") from None
 
 
 def memory_limit(options: dict[str, Any]) -> int | None:

@@ -89,6 +89,8 @@ def _sentence(error: Exception) -> str:
         return "out of memory: set --memory-budget to what there is, or lower --chunk"
     if isinstance(error, OSError):
         return told(error)
+    if text == "embedded null byte":  # Python's word, for any file
+        return "a path holds a null byte, which no file's name can: leave it out"
     if isinstance(error, ValueError | ImportError):
         return text
     return f"{type(error).__name__}: {text} (run `depure --debug ...` for the traceback)"

@@ -44,7 +44,9 @@ def command(**options: Any) -> int:
 
     model, images = build_model({**options, "images": options["images"] or 4})
     names = [n for n in str(options["approximations"]).split(",") if n and n != "none"]
-    others = [build_backprop({**options, "backprop": name.strip()}) for name in names]
+    others = [
+        build_backprop({**options, "backprop": name.strip()}, "--approximations") for name in names
+    ]
     noise = base_noise(model, images.index, Threat(Linf()), options["seed"])
     device = options["device"]
     if options["denoiser"] == "none":

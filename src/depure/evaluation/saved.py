@@ -20,7 +20,6 @@ from depure.evaluation.result import Result
 from depure.evaluation.run import Progress, evaluate
 from depure.threat import Ball, Threat
 from depure.weights import (
-    UNREADABLE,
     fingerprint,
     in_words,
     read_safetensors,
@@ -180,7 +179,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"no file {path}: give the file of saved adversarial images")
     try:
         found = reader(path)
-    except UNREADABLE as error:
+    except Exception as error:  # a damaged array raises errors of many kinds
         raise ValueError(
             f"{path} cannot be read safely ({in_words(error)}): save the images again, as "
             f"plain arrays, best as .safetensors"

@@ -48,7 +48,7 @@ def report(
         PosixPath('runs/report.html')
     """
     if not isinstance(runs, str | Path | Sequence):
-        raise TypeError(f"runs must be run folders; got {type(runs).__name__}")
+        raise ValueError(f"runs must be run folders; got {type(runs).__name__}")
     folders = [runs] if isinstance(runs, str | Path) else list(runs)
     if not folders:
         raise ValueError("report needs at least one run folder; got none")

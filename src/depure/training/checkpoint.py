@@ -92,7 +92,9 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if checksum != _checksum(tensors, text):
             raise ValueError("its checksum does not fit")
         facts: dict[str, Any] = json.loads(text)
-    except (SafetensorError, *UNREADABLE) as error:
+        if not isinstance(facts, dict) or not isinstance(facts.get("record"), dict):
+            raise ValueError("it does not say of what training it is")
+    except (SafetensorError, KeyError, TypeError, *UNREADABLE) as error:
         raise ValueError(f"the checkpoint {file} is damaged ({first_line(error)})") from error
     return tensors, facts
 
