@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import Any
+
+
+def whole_number(name: str, value: Any) -> int:
+    """An int for any whole number, NumPy's and torch's too, so that it can be recorded.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a whole number; got {value!r:.60}") from error
 
 
 def record_of(thing: object) -> Any:

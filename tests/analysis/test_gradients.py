@@ -216,16 +216,19 @@ def test_how_many_draws_are_enough() -> None:
 
 def test_default_approximations() -> None:
     model, *_ = linear_chain()
-    assert list(default_approximations(model.purifier)) == ["BPDA", "surrogate, 2 of 4 steps"]
+    assert list(default_approximations(model.purifier, pictures(1).x)) == [
+        "BPDA",
+        "surrogate, 2 of 4 steps",
+    ]
     pytest.importorskip("torchsde")
     sde = Denoiser(Proportional(), VPSDE(), "epsilon")
     purifier = DiffPure(sde, EulerMaruyama(), steps=3)
-    assert list(default_approximations(purifier))[-1] == "adjoint"
+    assert list(default_approximations(purifier, pictures(1).x))[-1] == "adjoint"
     found = gradients(Defended(purifier, Linear()), pictures(2), BALL, **QUICK).models["model"]
     # all gradients are multiples of w; taken at the other end of a stiff step, even of another sign
     np.testing.assert_allclose(np.abs(found.agreement[:, -1]), 1.0, rtol=1e-4)
     ode = DiffPure(sde, EulerMaruyama(), steps=3, convention="addt")
-    assert "adjoint" not in default_approximations(ode)
+    assert "adjoint" not in default_approximations(ode, pictures(1).x)
 
 
 def test_the_same_seed_gives_the_same_and_batches_do_not_matter() -> None:
@@ -275,7 +278,7 @@ def test_a_defence_without_exact_gradients_is_compared_with_nothing() -> None:
         ({"draws": ()}, "must rise"),
         ({"eots": (0, 1)}, "at least 1"),
         ({"groups": 1}, "a variance needs 2"),
-        ({"approximations": {"BPDA": Straight()}}, "loop drivers of a DiffPure"),
+        ({"approximations": {"BPDA": Straight()}}, "loop drivers of a Chained purifier"),
     ],
 )
 def test_bad_input(settings: dict[str, Any], words: str) -> None:

@@ -165,7 +165,7 @@ def test_penultimate_features():
 
 def test_bad_input():
     model = defence()
-    with pytest.raises(ValueError, match="chain of a DiffPure; got Identity"):
+    with pytest.raises(ValueError, match="such as a DiffPure's; got Identity"):
         purification(Defended(Identity(), Head()), IMAGES, Linf(0.05))
     with pytest.raises(ValueError, match="5 of 5 attacked images lie outside Linf"):
         purification(model, IMAGES, Linf(0.04), attacked=X + DELTA, **SETTINGS)

@@ -230,7 +230,7 @@ def test_features_are_kept_for_the_very_images_and_weights(tmp_path):
 def test_bad_input():
     with pytest.raises(ValueError, match="12 blocks need at least 24 generated images"):
         quality(MODEL, IMAGES, REFERENCE, blocks=12, generated=20)
-    with pytest.raises(ValueError, match="is of a DiffPure's images"):
+    with pytest.raises(ValueError, match="generates no images: take a diffusion purifier"):
         quality(Defended(Identity(), Head()), IMAGES, REFERENCE, **SETTINGS)
     flat = nn.Sequential(nn.Flatten(), nn.Tanh())
     with pytest.raises(ValueError, match="no linear layer"):

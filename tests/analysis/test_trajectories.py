@@ -82,7 +82,7 @@ def test_routes_are_the_evaluations_own_attacks():
         found = path_of(MODEL, IMAGES, Linf(0.1), PGD(steps=4, eot=3), route, 2, cells)[:, -1]
         attack = PGD(steps=4, eot=eot)
         run = compute_shard(
-            MODEL, IMAGES, attack, threat, draws=1, seed=2, batch=64, device=torch.device("cpu")
+            MODEL, IMAGES, attack, threat, draws=1, seed=2, chunk=64, device=torch.device("cpu")
         )
         torch.testing.assert_close(found, run[0].x_adv, rtol=0, atol=0)
         ends[route.name] = found

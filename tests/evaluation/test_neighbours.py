@@ -60,11 +60,11 @@ def test_answers_that_depend_on_others_are_refused(network: nn.Module) -> None:
 def test_one_at_a_time_they_are_judged_alike_and_it_is_said(shard_size: int) -> None:
     result = evaluate(
         Defended(Identity(), BatchNormalised()), IMAGES, PGD(steps=4, eot=1), Threat(Linf(0.2)),
-        draws=1, check_images=0, batch=1, shard_size=shard_size,
+        draws=1, check_images=0, chunk=1, shard_size=shard_size,
     )  # fmt: skip
     whole = evaluate(
         Defended(Identity(), BatchNormalised()), IMAGES, PGD(steps=4, eot=1), Threat(Linf(0.2)),
-        draws=1, check_images=0, batch=1,
+        draws=1, check_images=0, chunk=1,
     )  # fmt: skip
     assert torch.equal(result.shard.adversarial, whole.shard.adversarial)
     verdicts = {c["name"]: c["verdict"] for c in result.card["checks"]}

@@ -9,6 +9,7 @@ import shutil
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -114,7 +115,7 @@ def test_judging_draws_are_fresh_and_the_null_control_shares_them(images):
 
 def test_sizes_do_not_change_outcomes(images):
     base = evaluate(MODEL, images, ATTACK, THREAT, **SETTINGS).shard
-    other = evaluate(MODEL, images, ATTACK, THREAT, **{**SETTINGS, "shard_size": 22}, batch=3).shard
+    other = evaluate(MODEL, images, ATTACK, THREAT, **{**SETTINGS, "shard_size": 22}, chunk=3).shard
     assert torch.equal(base.adversarial, other.adversarial)
     assert torch.equal(base.clean, other.clean)
     torch.testing.assert_close(base.x_adv, other.x_adv)
@@ -458,7 +459,7 @@ def test_undefended(images):
     ("change", "message"),
     [
         ({"threat": Threat(Linf(0.1), ("revers",))}, "knows names the stage 'revers'"),
-        ({"draws": 0}, "draws, shard_size and batch must be at least 1"),
+        ({"draws": 0}, "draws, shard_size and chunk must be at least 1"),
     ],
 )
 def test_bad_settings(images, change, message):
@@ -722,3 +723,21 @@ def test_assumed_labels_are_a_warning_or_refused(images):
     two = dataclasses.replace(some, y=some.y.clamp(max=1), classes=("a", "b"))
     with pytest.raises(ValueError, match="2 classes and the classifier 3 outputs"):
         evaluate(MODEL, two, ATTACK, THREAT, **settings)
+
+
+def test_numbers_of_numpy_are_numbers(images):
+    settings = {**SETTINGS, "draws": np.int64(3), "seed": np.int32(1)}
+    result = evaluate(MODEL, images, ATTACK, Threat(Linf(np.float32(0.1))), **settings)
+    json.dumps(result.card["setting"])
+    assert result.card["setting"]["draws"] == 3
+    with pytest.raises(ValueError, match=r"draws must be a whole number; got 2\.5"):
+        evaluate(MODEL, images, ATTACK, THREAT, **{**SETTINGS, "draws": 2.5})
+
+
+def test_the_mode_of_the_caller_does_not_matter(images):
+    expected = evaluate(MODEL, images, ATTACK, THREAT, **SETTINGS).shard
+    with torch.no_grad():
+        found = evaluate(MODEL, images, ATTACK, THREAT, **SETTINGS).shard
+    assert torch.equal(found.x_adv, expected.x_adv)
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        evaluate(MODEL, images, ATTACK, THREAT, **SETTINGS)

@@ -115,7 +115,7 @@ def test_judged_like_an_attack_of_ours(images, x_adv, tmp_path):
     path = tmp_path / "adv.safetensors"
     save_file({"x_adv": x_adv, "index": INDEX}, path)
     result = judge_file(
-        MODEL, images, path, THREAT, draws=6, shard_size=4, batch=5, out=tmp_path / "run"
+        MODEL, images, path, THREAT, draws=6, shard_size=4, chunk=5, out=tmp_path / "run"
     )
     judge = Noise.of(0, INDEX).fold("judge").draws(6)
     for table, x in ((result.shard.clean, images.x), (result.shard.adversarial, x_adv)):

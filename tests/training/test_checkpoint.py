@@ -179,7 +179,7 @@ def test_a_whole_file_that_is_no_checkpoint_of_ours_is_refused(path, facts, monk
     monkeypatch.setattr("depure.training.checkpoint.json.dumps", lambda *args, **kwargs: facts)
     write(path, 1)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="is damaged .*delete it and train again"):
+    with pytest.raises(ValueError, match=r"is damaged .*delete it and train again"):
         read_checkpoint(path, RECORD)
 
 

@@ -206,7 +206,7 @@ def attacked(
         few = images[part]
         shard, _ = compute_shard(
             setting.model, few, attack, setting.threat, draws=draws, seed=setting.seed,
-            batch=JUDGE_ROWS, device=device_of(setting.model, few.x),
+            chunk=JUDGE_ROWS, device=device_of(setting.model, few.x),
         )  # fmt: skip
         return {n: getattr(shard, n).numpy() for n in ("x_adv", "clean", "adversarial")}
 

@@ -139,7 +139,7 @@ def evaluate_with(
     run = Evaluation(
         model, images, attack, build_threat(options), options["out"],
         draws=options["draws"], seed=options["seed"], shard_size=options["shard_size"],
-        batch=options["chunk"] or 1024, check_images=options["check_images"],
+        chunk=options["chunk"] or 1024, check_images=options["check_images"],
         title=options["title"],
         command=command_line, device=torch.device(options["device"]),
         memory_limit=memory_limit(options), gradient_check=options["gradient_check"],

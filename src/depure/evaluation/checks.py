@@ -51,7 +51,7 @@ class Trial:
     threat: Threat
     draws: int
     seed: int
-    batch: int
+    chunk: int
     device: torch.device
     folder: Path | None = None  # where attacks keep their journals
     run: str = ""  # its identity, for them
@@ -79,7 +79,7 @@ class Trial:
         file = None if self.folder is None else self.folder / f"check-{name}.journal"
         with nullcontext() if file is None else journal(file, run=self.run):
             x_adv = attack(source or self.model, x, y, self.threat.ball, noise)
-        labels = predict(self.model, x_adv, base.fold("judge"), self.draws, self.batch)
+        labels = predict(self.model, x_adv, base.fold("judge"), self.draws, self.chunk)
         return (labels == images.y[:, None]).numpy()
 
 
@@ -189,7 +189,7 @@ def _at_proposals(trial: Trial, shard: Shard, earlier: GradientCheck) -> list[Ch
         return []
     x, y = shard.x_adv.to(trial.device), shard.y.to(trial.device)
     noise = base_noise(trial.model, shard.index, trial.threat, trial.seed).fold("proposals")
-    found = check_at_proposals(trial.model, x, y, noise, rows_at_once(x, trial.batch))
+    found = check_at_proposals(trial.model, x, y, noise, rows_at_once(x, trial.chunk))
     if not found.judged:
         return [Check("gradient at proposals", "warn", found.verdict)]
     return [Check("gradient at proposals", "pass" if found.passed else "fail", found.verdict)]

@@ -63,6 +63,6 @@ def check_neighbours(model: Defended, x: Tensor, noise: Noise, rows: int) -> Non
         raise ValueError(
             f"the defence's logits for an image move by {moved:.1g} of their size with the images "
             f"beside it (statistics of the batch, adaptation at test time): accuracies would "
-            f"depend on batch and shard_size; make it answer each image by itself, or judge one "
-            f"at a time with batch=1 (--batch 1)"
+            f"depend on chunk and shard_size; make it answer each image by itself, or judge one "
+            f"at a time with chunk=1 (--chunk 1)"
         )

@@ -33,6 +33,7 @@ from depure.evaluation.result import Result
 from depure.evaluation.shards import Shard, base_noise, compute_shard, shard_name
 from depure.files import locked, sweep, temporary_folder
 from depure.pieces import Pieces, identity, read_config, write_config
+from depure.records import whole_number
 from depure.rows import Chunk, rows_at_once
 from depure.threat import Threat
 
@@ -55,7 +56,7 @@ class Evaluation:
     draws: int = 20
     seed: int = 0
     shard_size: int = 32
-    batch: int = 1024
+    chunk: int = 1024
     check_images: int = 0
     title: str = ""
     command: str = ""
@@ -67,6 +68,13 @@ class Evaluation:
     def __post_init__(self) -> None:
         if self.gradient_check not in (modes := get_args(GradientCheckMode)):
             raise ValueError(f"gradient_check must be one of {modes}; got {self.gradient_check!r}")
+        for name in ("draws", "seed", "shard_size", "chunk", "check_images"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+        if torch.is_inference_mode_enabled():
+            raise ValueError(
+                "there are no gradients in torch.inference_mode(): evaluate outside of it, or in "
+                "torch.no_grad()"
+            )
 
     def fitting(self) -> Fitting:
         """The rows that this run hands to the defence at once, decided when it began."""
@@ -75,7 +83,7 @@ class Evaluation:
             first = self.images[slice(0, 1)]
             noise = base_noise(self.model, first.index, self.threat, self.seed).fold("chunk")
             return plan_chunk(
-                self.model, first.x.to(self._device()), noise, self.memory_limit, self.batch
+                self.model, first.x.to(self._device()), noise, self.memory_limit, self.chunk
             )
 
         return Fitting.of(self.folder / "chunk.json", plan)
@@ -121,10 +129,10 @@ class Evaluation:
                 gradient is wrong, or its answers depend on the images beside.
             OSError: if the folder cannot be written.
         """
-        if min(self.draws, self.shard_size, self.batch) < 1:
+        if min(self.draws, self.shard_size, self.chunk) < 1:
             raise ValueError(
-                f"draws, shard_size and batch must be at least 1; got {self.draws}, "
-                f"{self.shard_size} and {self.batch}"
+                f"draws, shard_size and chunk must be at least 1; got {self.draws}, "
+                f"{self.shard_size} and {self.chunk}"
             )
         first, device = self.images[slice(0, 1)], self._device()
         self.threat.ball.check_images(first.x)
@@ -173,7 +181,7 @@ class Evaluation:
         some = self.images[slice(0, 4)]
         noise = base_noise(self.model, some.index, self.threat, self.seed).fold("neighbours")
         x = some.x.to(self._device())
-        check_neighbours(self.model, x, noise, rows_at_once(x, self.batch))
+        check_neighbours(self.model, x, noise, rows_at_once(x, self.chunk))
 
     def _gradient_check(self, progress: Callable[[float], None] | None = None) -> GradientCheck:
         some = self.images[slice(0, 2)]
@@ -181,7 +189,7 @@ class Evaluation:
             return not_judged("NOT CHECKED: --gradient-check none", len(some))
         short, draws = self.gradient_check == "short", getattr(self.attack, "eot", 1)
         most = min(self.shard_size, len(self.images)) * draws  # that an attack has to ask for
-        chunk = min(rows_at_once(some.x, self.batch), most)
+        chunk = min(rows_at_once(some.x, self.chunk), most)
         key = key_of(self.model, self.description(), some, chunk, short=short)
         known = made_before(self.folder, key)
         if known is not None:
@@ -231,7 +239,7 @@ class Evaluation:
         if not path.exists():  # another process may have made it just now
             shard, cost = fitting.run(partial(
                 compute_shard, self.model, self._rows(number), self.attack, self.threat,
-                draws=self.draws, seed=self.seed, batch=self.batch, device=self._device(),
+                draws=self.draws, seed=self.seed, chunk=self.chunk, device=self._device(),
                 tick=tick, memory=memory if self.remember else None, run=self._pieces.run,
             ))  # fmt: skip
             shard.save(self._pieces, shard_name(number), cost)
@@ -292,7 +300,7 @@ class Evaluation:
         cost = total([c for _, c in loaded])
         draws = int(shard.clean.shape[1])
         trial = Trial(
-            self.model, self.images, self.attack, self.threat, draws, self.seed, self.batch,
+            self.model, self.images, self.attack, self.threat, draws, self.seed, self.chunk,
             self._device(), self.folder if self.remember else None, self._pieces.run,
         )  # fmt: skip
         fitting = self.fitting()
@@ -330,7 +338,7 @@ def evaluate(
     seed: int = 0,
     out: str | Path | None = None,
     shard_size: int = 32,
-    batch: int = 1024,
+    chunk: int = 1024,
     memory_limit: int | None = None,
     check_images: int = 16,
     gradient_check: GradientCheckMode = "full",
@@ -343,7 +351,7 @@ def evaluate(
     The gradient is checked first and a wrong one refused. Every image is scored on `draws`
     draws that the attack never used, before the attack (the null control) and after it. Stopped
     at any moment and called again with the same `out`, it continues and ends with the same
-    numbers; neither `batch` nor `shard_size` changes an outcome beyond float rounding.
+    numbers; neither `chunk` nor `shard_size` changes an outcome beyond float rounding.
 
     Args:
         model: the defence.
@@ -354,7 +362,7 @@ def evaluate(
         seed: of all randomness.
         out: run folder; if omitted a temporary one, deleted at the end (or, killed, by the next).
         shard_size: images per shard, attacked together; a stopped one goes on inside.
-        batch: most rows of a forward pass, see `plan_chunk`; 1 judges a defence whose answers
+        chunk: most rows of a forward pass, see `plan_chunk`; 1 judges a defence whose answers
             depend on the images beside (refused otherwise) one image at a time.
         memory_limit: bytes that gradients may take, see `plan_chunk`; where memory runs out all the
             same, the run goes on with half of the rows, and says so.
@@ -372,7 +380,7 @@ def evaluate(
     with temporary_folder() as temporary:
         run = Evaluation(
             model, images, attack, threat, Path(out) if out else temporary, draws=draws,
-            seed=seed, shard_size=shard_size, batch=batch, check_images=check_images,
+            seed=seed, shard_size=shard_size, chunk=chunk, check_images=check_images,
             title=title, command=command, remember=out is not None, memory_limit=memory_limit,
             gradient_check=gradient_check,
         )  # fmt: skip

@@ -93,7 +93,7 @@ def judge_file(
     seed: int = 0,
     out: str | Path | None = None,
     shard_size: int = 32,
-    batch: int = 128,
+    chunk: int = 128,
     title: str = "",
     command: str = "",
     progress: Progress | None = None,
@@ -112,7 +112,7 @@ def judge_file(
         seed: of all randomness.
         out: run folder; a temporary one, deleted at the end, if omitted.
         shard_size: images per shard, judged together.
-        batch: rows per forward pass.
+        chunk: rows per forward pass.
         title: what a report calls the run.
         command: the command that repeats the run, for the record.
         progress: called with images done and images in all.
@@ -124,7 +124,7 @@ def judge_file(
     saved, judged = read_saved(path, images, threat.ball)
     return evaluate(
         model, judged, saved, threat, draws=draws, seed=seed, out=out, shard_size=shard_size,
-        batch=batch, check_images=0, title=title, command=command, progress=progress,
+        chunk=chunk, check_images=0, title=title, command=command, progress=progress,
     )  # fmt: skip
 
 

@@ -90,15 +90,15 @@ def read_shards(folder: Path) -> Shard:
     return Shard.join([Shard.load(Pieces(folder, run), shard_name(i))[0] for i in names])
 
 
-def predict(model: Defended, x: Tensor, noise: Noise, draws: int, batch: int) -> Tensor:
-    """Predicted classes (B, draws) int16 under `noise.draws(draws)`, `batch` rows at a time.
+def predict(model: Defended, x: Tensor, noise: Noise, draws: int, chunk: int) -> Tensor:
+    """Predicted classes (B, draws) int16 under `noise.draws(draws)`, `chunk` rows at a time.
 
     -1 where the logits are not finite.
     """
     rows = noise.draws(draws) if draws > 1 else noise
     image = torch.arange(len(x), device=x.device).repeat_interleave(draws)
     with torch.no_grad():
-        blocks = parts(len(image), rows_at_once(x, batch))
+        blocks = parts(len(image), rows_at_once(x, chunk))
         labels = [predicted(model(x[image[p]], rows[p])) for p in blocks]
     return torch.cat(labels).view(len(x), draws).to(torch.int16).cpu()
 
@@ -127,7 +127,7 @@ def compute_shard(
     *,
     draws: int,
     seed: int,
-    batch: int,
+    chunk: int,
     device: torch.device,
     tick: Callable[[float], None] = lambda fraction: None,
     memory: Path | None = None,
@@ -148,8 +148,8 @@ def compute_shard(
         with nullcontext() if memory is None else journal(memory, vars(cost), run):
             x_adv = attack(model, x, y, threat.ball, case.noise, watch=watch)
         judge = base.fold("judge")
-        clean = predict(model, x, judge, draws, batch)
-        adversarial = predict(model, x_adv, judge, draws, batch)
+        clean = predict(model, x, judge, draws, chunk)
+        adversarial = predict(model, x_adv, judge, draws, chunk)
 
     def column(name: str, dtype: torch.dtype) -> Tensor:
         return _columns([getattr(entry, name) for entry in watch.trace], len(x), dtype)

@@ -97,10 +97,11 @@ def as_norm(ball: Ball) -> Norm:
     return ball
 
 
-def check_eps(eps: float, most: float = math.inf, cure: str = "choose a smaller one") -> None:
-    """Raise ValueError unless 0 < eps <= most."""
-    real = isinstance(eps, Real) and not isinstance(eps, bool) and abs(eps) < 1e300  # no huge int
-    if not (real and 0.0 < eps < math.inf):
+def check_eps(eps: float, most: float = math.inf, cure: str = "choose a smaller one") -> float:
+    """eps as a float (NumPy's become one); ValueError unless 0 < eps <= most."""
+    huge = isinstance(eps, int) and abs(eps) >= 2**63  # too large for a float, perhaps
+    real = isinstance(eps, Real) and not isinstance(eps, bool) and not huge
+    if not (real and 0.0 < float(eps) < math.inf):
         raise ValueError(
             f"eps must be positive and finite, a number for images in [0, 1]; got {eps!r:.60}"
         )
@@ -109,6 +110,7 @@ def check_eps(eps: float, most: float = math.inf, cure: str = "choose a smaller 
             f"eps must be at most {most:g}, for images in [0, 1]; got {eps}: "
             + cure.format(eps=eps)
         )
+    return float(eps)
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Linf(Norm):
     eps: float = 8 / 255
 
     def __post_init__(self) -> None:
-        check_eps(self.eps, 1.0, "did you mean {eps:g}/255?")
+        object.__setattr__(self, "eps", check_eps(self.eps, 1.0, "did you mean {eps:g}/255?"))
 
     @property
     def default_step(self) -> float:
@@ -152,7 +154,7 @@ class L2(Norm):
     eps: float = 0.5
 
     def __post_init__(self) -> None:
-        check_eps(self.eps)
+        object.__setattr__(self, "eps", check_eps(self.eps))
 
     @property
     def default_step(self) -> float:
@@ -200,7 +202,7 @@ class L1(Norm):
     eps: float = 12.0
 
     def __post_init__(self) -> None:
-        check_eps(self.eps)
+        object.__setattr__(self, "eps", check_eps(self.eps))
 
     @property
     def default_step(self) -> float:

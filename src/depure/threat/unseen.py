@@ -17,6 +17,7 @@ _TINY = 1e-10
 _PROJECTIONS = 10  # Newton's steps before bisection
 _OVERSHOOT = 0.1  # share by which Newton's steps aim inside
 _HALVINGS = 20
+_REACH = "the whole image reaches from -1 to 1"
 
 
 class UnseenThreat(Ball):
@@ -59,7 +60,7 @@ class Flow(UnseenThreat):
     attacked_by = "StAdv"
 
     def __post_init__(self) -> None:
-        check_eps(self.eps, 2.0, "the whole image reaches from -1 to 1")
+        object.__setattr__(self, "eps", check_eps(self.eps, 2.0, _REACH))
 
     def reach(self, x: Tensor) -> tuple[float, float]:
         """How many pixels eps is, down and across, for images (B, C, H, W)."""
@@ -99,8 +100,7 @@ class Perceptual(UnseenThreat):
     def __post_init__(self, distance: FeatureDistance) -> None:
         object.__setattr__(self, "_distance", distance)  # not a field: the record is plain data
         object.__setattr__(self, "features", repr(distance))
-        if not (self.eps > 0.0 and math.isfinite(self.eps)):
-            raise ValueError(f"eps must be positive and finite; got {self.eps}")
+        object.__setattr__(self, "eps", check_eps(self.eps))
 
     @property
     def metric(self) -> FeatureDistance:

@@ -99,9 +99,10 @@ def _expected(
 
     def pull(part: slice, objective: Callable[[Tensor], Tensor]) -> Tensor:
         leaf = x[image[part]].detach().requires_grad_()
-        logits, term = _answer(model, leaf, rows[part], targets[part], loss)
-        _require_graph(logits)
-        (grad,) = torch.autograd.grad(objective(logits).sum() + term.sum(), leaf)
+        with torch.enable_grad():  # whatever the mode of who asks
+            logits, term = _answer(model, leaf, rows[part], targets[part], loss)
+            _require_graph(logits)
+            (grad,) = torch.autograd.grad(objective(logits).sum() + term.sum(), leaf)
         outputs.append(logits.detach())
         terms.append(term.detach())
         return grad.masked_fill(~answered(logits.detach()).view(-1, 1, 1, 1), 0.0)
