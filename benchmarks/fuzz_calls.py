@@ -140,7 +140,7 @@ def option_case(root: click.Group, rng: random.Random) -> Case:
             o
             for o in options
             if o.name
-            in ("title", "out", "part", "backprop", "perceptual_net", "classifier", "memory_budget")
+            in ("title", "out", "part", "backprop", "perceptual_net", "classifier", "memory_limit")
         ]
         chosen = [rng.choice(chosen)]
     words: list[str] = []
@@ -225,8 +225,8 @@ CONFIGS: tuple[Any, ...] = (
     "\ttitle: a", "title: 'a", 'title: "\\x"', "title: |\n a\n b", "clip-x0: maybe",
     "clip-x0: 2", "clamp: yes", "random-start: [yes]", "eps: ''", "eps: ' '", "attack: null",
     "attack: [pgd]", "attack: 3", "ball: [linf]", "device: [cpu]", "part: 1/1", "part: ²/²",
-    "images: 2020-01-01", "mix: 1e-999999999", "t-star: 1e-99999999", "memory-budget: .inf",
-    "memory-budget: .nan", "memory-budget: -1", "backprop: surrogate:²", "adversarial: junk.txt",
+    "images: 2020-01-01", "mix: 1e-999999999", "t-star: 1e-99999999", "memory-limit: .inf",
+    "memory-limit: .nan", "memory-limit: -1", "backprop: surrogate:²", "adversarial: junk.txt",
     b"\xff\xfe\x00", b"title: \xff", b"\x00", "\ufefftitle: a", "title: a".encode("utf-16"),
     b"\x89PNG\r\n", b"eps: \x01", "x" * 200_000, "title: " + "y" * 200_000,
     "\n".join(f"k{i}: {i}" for i in range(20_000)),
@@ -251,6 +251,6 @@ def config_case(root: click.Group, rng: random.Random) -> Case:
         "config",
         _line(command, ["--config=c.yaml"]),
         ("c.yaml", f"--{key}", key),
-        absurd and command == "evaluate" and key != "memory-budget",
+        absurd and command == "evaluate" and key != "memory-limit",
         change=change,
     )

@@ -31,3 +31,18 @@ def test_the_attack_that_is_shown_attacks():
     )
     assert evaluated.robust.value < evaluated.clean.value - 0.2
     assert evaluated.shard.loss.shape == (16, 1)  # the trace has the one iteration
+
+
+@pytest.mark.slow
+def test_readme(tmp_path, monkeypatch, capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    assert (tmp_path / "runs/first/report.html").is_file()
+    assert "robust" in capsys.readouterr().out
+
+
+def test_readme_is_one_page():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 95
+    assert len(re.findall(r"\d[\d.,]*", text)) <= 40

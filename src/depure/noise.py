@@ -18,7 +18,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
-Label = int | tuple[int, int]
+StepKey = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Noise:
             held.setdefault(stage, new)
         return Noise(self.keys, held)
 
-    def normal(self, stage: str, step: Label, like: Tensor) -> Tensor:
+    def normal(self, stage: str, step: StepKey, like: Tensor) -> Tensor:
         """Standard normal numbers of the shape, dtype and device of `like`, shape (rows, ...).
 
         Args:
@@ -185,7 +185,7 @@ class Noise:
         fresh = _normal(self.keys, stage, step, like)
         return math.sqrt(1.0 - held.mix**2) * z + held.mix * fresh
 
-    def uniform(self, stage: str, step: Label, like: Tensor) -> Tensor:
+    def uniform(self, stage: str, step: StepKey, like: Tensor) -> Tensor:
         """Uniform numbers in (0, 1), independent of `normal`'s; arguments and errors as there.
 
         Raises:
@@ -241,7 +241,7 @@ def _derive(keys: Tensor, name: str, number: Tensor) -> Tensor:
     return (words[0, :, 0] << 32) | words[1, :, 0]
 
 
-def _words(keys: Tensor, stage: str, step: Label, like: Tensor) -> Tensor:
+def _words(keys: Tensor, stage: str, step: StepKey, like: Tensor) -> Tensor:
     """Random 32-bit words (4, B, blocks), enough for every element of a row of `like`."""
     turn, label = step if isinstance(step, tuple) else (0, step)
     # A device without float64 (Apple's MPS) gets its numbers from the CPU.
@@ -274,7 +274,7 @@ def _to_unit(words: Tensor) -> Tensor:
     return words.to(torch.float64).add_(0.5).mul_(2.0**-32)
 
 
-def _normal(keys: Tensor, stage: str, step: Label, like: Tensor) -> Tensor:
+def _normal(keys: Tensor, stage: str, step: StepKey, like: Tensor) -> Tensor:
     words = _words(keys, stage, step, like)
     radius = _to_unit(words[:2]).log_().mul_(-2.0).sqrt_()
     angle = _to_unit(words[2:]).mul_(2.0 * math.pi)

@@ -32,7 +32,7 @@ def test_fractions_are_read() -> None:
 @pytest.mark.parametrize("limit", ["inf", "nan", "-1"])
 def test_memory_limits_are_numbers(limit: str) -> None:
     with pytest.raises(click.BadParameter, match="number"):
-        evaluate.make_context("evaluate", ["--memory-budget", limit])
+        evaluate.make_context("evaluate", ["--memory-limit", limit])
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,9 @@ def test_threads_are_bounded_by_the_cores(fails):
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("--memory-budget inf", "'--memory-budget'"),
-        ("--memory-budget nan", "'--memory-budget'"),
-        ("--memory-budget 0", "'--memory-budget'"),
+        ("--memory-limit inf", "'--memory-limit'"),
+        ("--memory-limit nan", "'--memory-limit'"),
+        ("--memory-limit 0", "'--memory-limit'"),
         ("--part ²/²", "--part must be I/N"),
         ("--part 2/1", "--part must be I/N"),
         ("--backprop surrogate:²", "--backprop must be surrogate:STEPS"),

@@ -101,7 +101,7 @@ def assert_same_gradient(a: Tensor, b: Tensor, relative: float = 1e-10) -> None:
 
 def partial(chain: Rounds, kept: int, dtype: torch.dtype = torch.float64) -> Checkpoint:
     """A budget that keeps `kept` of the chain's steps."""
-    driver = Checkpoint(memory_budget=(kept + 1) * step_bytes(of(chain, states(dtype))))
+    driver = Checkpoint(memory_limit=(kept + 1) * step_bytes(of(chain, states(dtype))))
     assert driver.kept(of(chain, states(dtype)), states(dtype)) == kept
     return driver
 
@@ -137,7 +137,7 @@ def test_checkpoint_equals_full(
     drivers = [Checkpoint(), Checkpoint(0), *(Checkpoint(0, segment=m) for m in (2, 3, 7))]
     if total >= 3:
         drivers += [partial(chain, 1), partial(chain, total // 2), partial(chain, total - 2)]
-        drivers.append(Checkpoint(partial(chain, total // 2).memory_budget, segment=2))
+        drivers.append(Checkpoint(partial(chain, total // 2).memory_limit, segment=2))
     for driver in drivers:
         ours, ours_grad = value_and_grad(driver, chain)
         assert torch.equal(ours, value), driver
@@ -230,7 +230,7 @@ def test_chain_that_closes_over_a_tensor(make_denoiser: MakeDenoiser, of_x: bool
 @pytest.mark.parametrize("segment", [1, 3])
 def test_second_backward(make_denoiser: MakeDenoiser, kept: int, segment: int) -> None:
     chain = rounds_of(make_denoiser, "ddpm small", 6)
-    driver = Checkpoint(partial(chain, kept).memory_budget if kept else 0, segment)
+    driver = Checkpoint(partial(chain, kept).memory_limit if kept else 0, segment)
     x = states().requires_grad_()
     loss = run(driver, chain, x).square().sum()
     (first,) = torch.autograd.grad(loss, x, retain_graph=True)
@@ -752,7 +752,7 @@ def test_links_are_pure(make_denoiser: MakeDenoiser) -> None:
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: Checkpoint(-1), "memory_budget must be at least 0 bytes; got -1"),
+        (lambda: Checkpoint(-1), "memory_limit must be at least 0 bytes; got -1"),
         (lambda: Checkpoint(segment=0), "segment must be at least 1 step; got 0"),
         (lambda: Surrogate(0), "steps must be at least 1; got 0"),
         (lambda: DDPM("learned"), "variance must be small or large; got 'learned'"),

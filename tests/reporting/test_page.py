@@ -286,7 +286,7 @@ def test_figures_for_papers(make_run):
     assert all(p.stat().st_size > 1000 for p in paths)
     assert save_figures(make_run("bare", draws=1, iterations=0)) == []
     battery = save_figures(make_run("battery", members=("PGD", "Square"), iterations=0))
-    assert [p.name for p in battery[2:]] == ["budget.svg", "budget.png"]
+    assert [p.name for p in battery[2:]] == ["calls.svg", "calls.png"]
 
 
 def test_an_ensemble_shows_accuracy_against_calls(make_run):

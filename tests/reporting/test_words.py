@@ -9,7 +9,7 @@ import pytest
 from depure.evaluation.statistics import Interval
 from depure.reporting import words
 from depure.reporting.load import Accuracies, load_run
-from depure.reporting.settings import budget, budget_in_full, defence_in_short, purifier_rows
+from depure.reporting.settings import bound, bound_in_full, defence_in_short, purifier_rows
 
 
 def spoken(make_run, clean: float, robust: float, low: float, high: float) -> str:
@@ -117,12 +117,12 @@ def test_purifiers_in_short():
         ({"name": "L2", "eps": 0.5}, "0.5"),
     ],
 )
-def test_budget(ball, text):
-    assert budget(ball).endswith(text)
+def test_bound(ball, text):
+    assert bound(ball).endswith(text)
 
 
 def test_a_network_that_compares_is_named_once_and_at_length():
     ball = {"name": "Perceptual", "eps": 0.5, "features": "FeatureDistance(Net 12ab)"}
-    assert budget(ball).endswith("0.5")
-    assert budget_in_full(ball) == "the distance of features, FeatureDistance(Net 12ab)"
-    assert "pixels move" in budget_in_full({"name": "Flow", "eps": 0.05})
+    assert bound(ball).endswith("0.5")
+    assert bound_in_full(ball) == "the distance of features, FeatureDistance(Net 12ab)"
+    assert "pixels move" in bound_in_full({"name": "Flow", "eps": 0.05})

@@ -35,7 +35,7 @@ def slices(n: int, size: int) -> list[slice]:
     return [slice(a, min(a + size, n)) for a in range(0, n, size)]
 
 
-def tag(record: dict[str, Any]) -> str:
+def short_hash(record: dict[str, Any]) -> str:
     """Ten letters that tell apart what decides a result."""
     text = json.dumps(record, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
@@ -60,7 +60,7 @@ def join(parts: list[Arrays]) -> Arrays:
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-def begin(cells: Cells | None, count: int) -> Cells:
+def expect_cells(cells: Cells | None, count: int) -> Cells:
     """The cells given, or some in memory, with `count` more to come."""
     cells = Cells(None, {}) if cells is None else cells
     cells.total += count

@@ -13,18 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depure.analysis.common import begin, check_counts, device_of, join, mean_known, slices, tag
+from depure.analysis.common import (
+    check_counts,
+    device_of,
+    expect_cells,
+    join,
+    mean_known,
+    short_hash,
+    slices,
+)
 from depure.analysis.stochasticity import check_rising, named_models, settings_of
 from depure.analysis.store import Array, Arrays, Cells
 from depure.analysis.transfer import (
     Setting,
     accuracy_of,
+    as_tuple,
     attacked,
     check_enough,
     mean_of,
     share,
     table_of,
-    triple,
 )
 from depure.attacks.asking.gradients import expected_grad
 from depure.attacks.asking.losses import LOSSES
@@ -90,10 +98,10 @@ class GradientQuality:
         """(columns, 3): mean of a measure over images with its 95 % interval; norms in log10."""
         values = getattr(self, name)
         if name == "accuracy":
-            return np.array([triple(accuracy_of(a, self.judged)) for a in values.T])
+            return np.array([as_tuple(accuracy_of(a, self.judged)) for a in values.T])
         if name == "norms":
             values = np.log10(np.where(values > 0, values, np.nan))
-        return np.array([triple(mean_of(column)) for column in values.T]).reshape(-1, 3)
+        return np.array([as_tuple(mean_of(column)) for column in values.T]).reshape(-1, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +181,7 @@ def gradients(
     variants = {name: _variants(model, approximations, images) for name, model in named.items()}
     chains = sum(isinstance(m.purifier, Chained) for m in named.values())
     pieces = chains + (1 + len(eots)) * len(named) + sum(map(bool, variants.values()))
-    cells = begin(cells, pieces * len(slices(len(images), batch)))
+    cells = expect_cells(cells, pieces * len(slices(len(images), batch)))
     work = _Work(images, threat, attack, tuple(draws), tuple(eots), counts, seed, batch, cells)
     found = {name: work.measured(model, variants[name]) for name, model in named.items()}
     settings = {**settings_of(named, images, attack, threat, judge, seed), **counts}
@@ -249,7 +257,7 @@ class _Work:
         others = [repr(v.purifier) for v in variants.values()]
         asked = {"draws": self.draws, "counts": self.counts, "others": others}
         whole = settings_of({"": model}, self.images, self.attack, self.threat, 1, self.seed)
-        label = tag({**whole, "asked": asked})
+        label = short_hash({**whole, "asked": asked})
         exact, empty = exact_of(model), np.zeros((len(self.images), 0))
         found = self.each(f"snr-{label}", partial(self.noise_of, model))
         if variants and exact is not None:

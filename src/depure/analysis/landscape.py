@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depure.analysis.common import begin, check_counts, join, slices, tag
+from depure.analysis.common import check_counts, expect_cells, join, short_hash, slices
 from depure.analysis.store import Array, Arrays, Cells
 from depure.analysis.trajectories import Route, height_noise, losses_at, path_of, settings_of
 from depure.attacks.gradient.pgd import PGD
@@ -109,9 +109,9 @@ def landscape(
     settings = {**settings_of(model, images, ball, attack, seed), "draws": draws}
     given = [fingerprint({"given": w}) for w in directions if isinstance(w, Tensor)]
     ways = tuple(w if isinstance(w, str) else "given" for w in directions)
-    label = tag({**settings, "ways": ways, "given": given, "axis": axis.tolist()})
+    label = short_hash({**settings, "ways": ways, "given": given, "axis": axis.tolist()})
     routes = _routes(model, ways)
-    cells = begin(cells, len(parts) * (len(routes) + points + 1))
+    cells = expect_cells(cells, len(parts) * (len(routes) + points + 1))
     work = _Work(model, ball, attack, axis, draws, seed, cells, label)
     joined = join([work.part(images, part, directions, routes) for part in parts])
     return _result(images, ways, axis, tuple(str(r) for r in routes), joined, settings)

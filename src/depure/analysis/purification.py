@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from depure.analysis.common import begin, check_counts, device_of, join, slices, tag
+from depure.analysis.common import check_counts, device_of, expect_cells, join, short_hash, slices
 from depure.analysis.store import Array, Arrays, Cells
 from depure.analysis.trajectories import Route, path_of, settings_of
 from depure.answers import right
@@ -117,10 +117,10 @@ def purification(
     if attacked is not None:
         _check_attacked(attacked, images, ball)
     parts = slices(len(images), batch)
-    cells = begin(cells, len(parts) * (1 + (attacked is None) + len(variants)))
+    cells = expect_cells(cells, len(parts) * (1 + (attacked is None) + len(variants)))
     settings = {**settings_of(model, images, ball, attack, seed), "draws": draws}
     settings["attacked"] = "white-box-eot" if attacked is None else fingerprint({"x": attacked})
-    label, found = tag(settings), []
+    label, found = short_hash(settings), []
     for part in parts:
         few, name = images[part], f"purification-{label}-{part.start}-{part.stop}"
         if attacked is None:

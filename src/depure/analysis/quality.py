@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depure.analysis.common import begin, check_counts, device_of, join, slices, tag
+from depure.analysis.common import check_counts, device_of, expect_cells, join, short_hash, slices
 from depure.analysis.purification import penultimate
 from depure.analysis.store import Array, Arrays, Cells
 from depure.attacks.gradient.pgd import PGD
@@ -122,7 +122,7 @@ def quality(
     features = _classifier_features(model, images.x[:1]) if features is None else features
     settings = _settings(model, images, reference, features, steps, seed)
     sizes = _sizes(len(images), n, len(reference), attacked is not None, bool(features.weights))
-    cells = begin(cells, sum(len(slices(k, batch)) for k in sizes))
+    cells = expect_cells(cells, sum(len(slices(k, batch)) for k in sizes))
     work = _Work(model, generator, features, steps, seed, batch, cells, settings)
     sets = {
         "held-out": images.x,
@@ -211,13 +211,13 @@ class _Work:
 
         # Without the features: other features of the same images find them made.
         apart = ("features", "features_weights")
-        label = tag({k: v for k, v in self.settings.items() if k not in apart})
+        label = short_hash({k: v for k, v in self.settings.items() if k not in apart})
         return self._all(f"{label}-{name}", x, compute, self.cells)
 
     def seen(self, name: str, x: Tensor) -> Array:
         """Features (n, d) of images, in double precision."""
         mark = fingerprint({"x": x})  # nothing else tells the attacked images of two runs apart
-        label = f"{tag(self.settings)}-{name.replace(' ', '-')}-features-{mark}"
+        label = f"{short_hash(self.settings)}-{name.replace(' ', '-')}-features-{mark}"
         kept = self.cells if self.features.weights else Cells(None, {})
         found = self._all(label, x, lambda part, _: self.features.extract(part), kept)
         return np.asarray(found.double().numpy())
@@ -257,7 +257,7 @@ def _measure(
 def fid(one: Array, other: Array) -> float:
     """Frechet distance of Gaussians fitted to features (n, d) and (m, d), n and m at least 2.
 
-    ``|mean - mean'|^2 + tr(C + C' - 2 (C C')^(1/2))`` (1706.08500, equation 6). The trace of the
+    `|mean - mean'|^2 + tr(C + C' - 2 (C C')^(1/2))` (1706.08500, equation 6). The trace of the
     root is the sum of the singular values of R R'^T, where C = R^T R: no root of a matrix is
     taken, and identical features give zero up to rounding.
     """
@@ -277,7 +277,7 @@ def _root(features: Array) -> Array:
 def kid(one: Array, other: Array, blocks: int = 8) -> tuple[float, float]:
     """Unbiased squared MMD of features (n, d) and (m, d), and its standard error.
 
-    The kernel is ``(a . b / d + 1)^3`` (1801.01401, section 4). Each set is dealt into disjoint
+    The kernel is `(a . b / d + 1)^3` (1801.01401, section 4). Each set is dealt into disjoint
     blocks; the estimates of the pairs of blocks are independent. NaN for the error of one block.
     """
     values = [mmd(one[i::blocks], other[i::blocks]) for i in range(blocks)]

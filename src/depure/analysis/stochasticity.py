@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depure.analysis.common import begin, check_counts, device_of, join, slices, tag
+from depure.analysis.common import check_counts, device_of, expect_cells, join, short_hash, slices
 from depure.analysis.store import Array, Arrays, Cells
 from depure.analysis.transfer import (
     JUDGE_ROWS,
     Setting,
     accuracy_of,
+    as_tuple,
     attacked,
     check_enough,
     mean_of,
     share,
-    triple,
 )
 from depure.attacks.asking.losses import cross_entropy
 from depure.attacks.base import Attack
@@ -73,7 +73,7 @@ class Curves:
             values = getattr(self, name)[place]
             draws = int(self.draws[place])
             loss = name.endswith("loss")
-            found[place] = triple(mean_of(values) if loss else accuracy_of(values, draws))
+            found[place] = as_tuple(mean_of(values) if loss else accuracy_of(values, draws))
         return np.maximum(found, 0.0) if name in _MEASURES else found
 
     def arrays(self) -> Arrays:
@@ -156,7 +156,7 @@ def stochasticity(
     pooled = [[Threat(ball, model.stages, pool=k) for k in pools] for model in named.values()]
     wanted = {(m, t) for (m, _), ts in zip(rows, mixes, strict=True) for t in ts}
     wanted |= {(m, t) for m, ts in zip(named, pooled, strict=True) for t in ts}
-    cells = begin(cells, 2 * len(wanted) * len(slices(len(images), batch)))
+    cells = expect_cells(cells, 2 * len(wanted) * len(slices(len(images), batch)))
     work = _Work(named, images, attack, draws, seed, batch, cells, {})
     mix = work.curves(rows, levels, mixes)
     pool = work.curves([(m, BOTH) for m in named], pools, pooled)
@@ -263,7 +263,7 @@ class _Work:
             return judged_losses(setting, few, x_adv, self.draws)
 
         losses = [
-            self.cells(f"loss-{tag(record)}-{p.start}-{p.stop}", partial(compute, p))
+            self.cells(f"loss-{short_hash(record)}-{p.start}-{p.stop}", partial(compute, p))
             for p in slices(len(self.images), self.batch)
         ]
         return {

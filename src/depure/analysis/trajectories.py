@@ -10,7 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depure.analysis.common import begin, check_counts, device_of, join, mean_known, slices, tag
+from depure.analysis.common import (
+    check_counts,
+    device_of,
+    expect_cells,
+    join,
+    mean_known,
+    short_hash,
+    slices,
+)
 from depure.analysis.store import Array, Arrays, Cells
 from depure.attacks.asking.gradients import Expected, distinct_draws
 from depure.attacks.asking.losses import LOSSES
@@ -125,9 +133,9 @@ def trajectories(
     kinds = ("white-box-eot", "white-box")
     routes = [Route("dw-box"), *(Route(k, r) for k in kinds for r in range(repeats))]
     parts = slices(len(images), batch)
-    cells = begin(cells, len(parts) * (len(routes) + 1))
+    cells = expect_cells(cells, len(parts) * (len(routes) + 1))
     settings = {**settings_of(model, images, ball, attack, seed), "draws": draws}
-    label, found = tag({**settings, "repeats": repeats}), []
+    label, found = short_hash({**settings, "repeats": repeats}), []
     for part in parts:
         few = images[part]
         paths = [path_of(model, few, ball, attack, route, seed, cells) for route in routes]
@@ -247,7 +255,7 @@ def path_of(
     if route.repeat:
         noise = noise.fold("repeat", route.repeat)
     record = describe(model, images, attack, threat, draws=1, seed=seed)
-    name = f"path-{route.name}-{route.repeat}-{tag(record)}"
+    name = f"path-{route.name}-{route.repeat}-{short_hash(record)}"
     found = cells(name, lambda: {"x": follow(attack, model, images, ball, noise).numpy()})
     return torch.from_numpy(found["x"])
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.special import stdtrit
 
-from depure.analysis.common import begin, check_counts, device_of, join, slices, tag
+from depure.analysis.common import check_counts, device_of, expect_cells, join, short_hash, slices
 from depure.analysis.store import Array, Arrays, Cells
 from depure.attacks.asking.gradients import distinct_draws
 from depure.attacks.base import Attack
@@ -119,7 +119,7 @@ def transfer(
     check_enough(images)
     chosen = {label: Setting(*value) for label, value in settings.items()}
     _check_balls(chosen)
-    cells = begin(cells, len(slices(len(images), batch)) * len(chosen) ** 2)
+    cells = expect_cells(cells, len(slices(len(images), batch)) * len(chosen) ** 2)
     rows, clean = [], []
     records = {label: setting.record(images, attack, draws) for label, setting in chosen.items()}
     for made, setting in chosen.items():
@@ -169,7 +169,7 @@ def _judged(
     records: tuple[dict[str, Any], dict[str, Any]],
 ) -> Array:
     """Predictions (n, R) of a setting on images made against another one."""
-    name = f"transfer-{tag(records[0])}-{tag(records[1])}"
+    name = f"transfer-{short_hash(records[0])}-{short_hash(records[1])}"
 
     def compute(part: slice) -> Arrays:
         few = images[part]
@@ -210,7 +210,7 @@ def attacked(
         )  # fmt: skip
         return {n: getattr(shard, n).numpy() for n in ("x_adv", "clean", "adversarial")}
 
-    name, parts = f"evaluation-{tag(record)}", slices(len(images), batch)
+    name, parts = f"evaluation-{short_hash(record)}", slices(len(images), batch)
     return join([cells(f"{name}-{p.start}-{p.stop}", partial(compute, p)) for p in parts])
 
 
@@ -252,10 +252,10 @@ def mean_of(values: Array, confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - float(half), mean + float(half))
 
 
-def triple(estimate: Interval) -> tuple[float, float, float]:
+def as_tuple(estimate: Interval) -> tuple[float, float, float]:
     """Value, low, high."""
     return estimate.value, estimate.low, estimate.high
 
 
 def _rows(shares: Array, draws: Array) -> Array:
-    return np.array([triple(accuracy_of(s, int(d))) for s, d in zip(shares, draws, strict=True)])
+    return np.array([as_tuple(accuracy_of(s, int(d))) for s, d in zip(shares, draws, strict=True)])

@@ -61,7 +61,7 @@ Found = TypeVar("Found", bound=Finding)
 _SIGNS = ".,+-()"  # in names of figures, where $ is mathematics, and of folders below --out
 _NAME = re.compile(rf"\w[\w{re.escape(_SIGNS)} ]{{0,63}}")
 _DECIDES, _ASSUMED = "decides", "assumed"  # entries of the options: of the numbers, the labels
-_APART = {"out", "batch", "device", "memory_budget", "chunk", "features"}  # decide no number
+_APART = {"out", "batch", "device", "memory_limit", "chunk", "features"}  # decide no number
 # Small enough for a first look at the bundled digits.
 _DEFAULTS = {"steps": "5", "eps": "0.2", "attack_steps": "10", "eot": "5"}
 

@@ -174,7 +174,7 @@ def _steps(number: str, option: str) -> int:
 
 def memory_limit(options: dict[str, Any]) -> int | None:
     """Bytes that gradients may take; None if it is not said."""
-    budget = options["memory_budget"]
+    budget = options["memory_limit"]
     return None if budget is None else int(budget * 2**20)
 
 

@@ -86,7 +86,7 @@ def main() -> None:
 def _sentence(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if type(error).__name__ == "OutOfMemoryError":
-        return "out of memory: set --memory-budget to what there is, or lower --chunk"
+        return "out of memory: set --memory-limit to what there is, or lower --chunk"
     if isinstance(error, OSError):
         return told(error)
     if text == "embedded null byte":  # Python's word, for any file

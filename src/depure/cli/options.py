@@ -165,7 +165,7 @@ gradient = _stack(
             "autograd), straight (BPDA), surrogate:STEPS, adjoint, blind.",
         ),
         _option(
-            "--memory-budget",
+            "--memory-limit",
             default=None,
             type=Number(1, 2**30),
             help="MiB that gradients may take: decides the rows run at once and the steps whose "

@@ -28,22 +28,22 @@ def cifar(
     limit: int | None = None,
     seed: int = 0,
 ) -> Images:
-    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009) as float32 ``(N, 3, 32, 32)`` in ``[0, 1]``.
+    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009) as float32 `(N, 3, 32, 32)` in `[0, 1]`.
 
-    Reads the binary version (``cifar-10-batches-bin``, ``cifar-100-binary``) and the Python one,
-    which torchvision keeps too (``cifar-10-batches-py``, ``cifar-100-python``); where both lie
+    Reads the binary version (`cifar-10-batches-bin`, `cifar-100-binary`) and the Python one,
+    which torchvision keeps too (`cifar-10-batches-py`, `cifar-100-python`); where both lie
     side by side, the binary one. The Python files are pickles, but nothing is unpickled: their
     opcodes are only read, so a malicious file can run nothing.
 
     Args:
         folder: one of these four folders, or the folder that holds it.
-        split: ``"train"`` or ``"test"``.
+        split: `"train"` or `"test"`.
         limit: only so many images, with the classes as balanced as possible.
-        seed: fixes what ``limit`` picks.
+        seed: fixes what `limit` picks.
 
     Returns:
-        The images with the fine labels; ``index`` is the position in the whole split in the order
-        of its files, whatever the limit. They are named such as ``cifar10/train``.
+        The images with the fine labels; `index` is the position in the whole split in the order
+        of its files, whatever the limit. They are named such as `cifar10/train`.
 
     Raises:
         FileNotFoundError: there is no such folder, no CIFAR in it, or one of its files is missing.
@@ -80,7 +80,7 @@ def is_cifar(folder: str | PathLike[str]) -> bool:
 
 @dataclass(frozen=True)
 class _Layout:
-    """One way CIFAR lies on disk; ``tops`` counts the values of each label byte, fine ones last."""
+    """One way CIFAR lies on disk; `tops` counts the values of each label byte, fine ones last."""
 
     folder: str
     train: tuple[str, ...]
@@ -109,7 +109,7 @@ class _Layout:
         return sum((place / name).is_file() for name in files) > 1
 
     def read(self, file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Pixels ``(N, 3072)`` and fine labels ``(N,)`` of one file."""
+        """Pixels `(N, 3072)` and fine labels `(N,)` of one file."""
         return self._parse(file, _records if self.binary else _batch)
 
     def read_names(self, place: Path) -> tuple[str, ...]:
@@ -139,7 +139,7 @@ _LAYOUTS = (
 
 
 def _find(root: Path) -> tuple[_Layout, Path]:
-    """The layout in ``root`` or just below it; of two layouts of one data set, the binary one."""
+    """The layout in `root` or just below it; of two layouts of one data set, the binary one."""
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise FileNotFoundError(f"{root} {what}: pass the folder that CIFAR was unpacked in")
@@ -234,7 +234,7 @@ def _entries(content: bytes, *keys: str) -> list[object]:
 
 
 def _array(value: object) -> tuple[int, bytes | bytearray]:
-    """Rows and bytes of an inert numpy array: uint8, ``(rows, 3072)``, row after row."""
+    """Rows and bytes of an inert numpy array: uint8, `(rows, 3072)`, row after row."""
     match value:
         case _Call("_reconstruct", _, (_, shape, _Call("dtype", ("u1", *_)), False, raw)):
             pass  # numpy's own state: version, shape, dtype, column-major or not, bytes
@@ -263,7 +263,7 @@ def _text(value: object) -> str:
 
 
 def _describe(content: bytes) -> object:
-    """What a pickle describes: plain containers, and an inert :class:`_Call` for every call."""
+    """What a pickle describes: plain containers, and an inert `_Call` for every call."""
     machine = _Machine()
     try:
         for opcode, argument, _ in pickletools.genops(content):  # parses, executes nothing

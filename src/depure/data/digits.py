@@ -10,14 +10,14 @@ from depure.data.images import Images, occurrence
 
 
 def digits(split: Literal["train", "test"]) -> Images:
-    """The optical-recognition digits (Alpaydin & Kaynak 1998) as ``(N, 1, 8, 8)`` in ``[0, 1]``.
+    """The optical-recognition digits (Alpaydin & Kaynak 1998) as `(N, 1, 8, 8)` in `[0, 1]`.
 
     Of every class the 2nd, 5th, 8th ... image is a test image (599 of them), the others train
     (1,198): a fixed rule, so the split does not hang on a library's shuffling. The same writers
-    are in both. ``index`` is the row in ``sklearn.datasets.load_digits``.
+    are in both. `index` is the row in `sklearn.datasets.load_digits`.
 
     Raises:
-        ValueError: ``split`` is neither ``"train"`` nor ``"test"``.
+        ValueError: `split` is neither `"train"` nor `"test"`.
     """
     if split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test"; got {split!r}')

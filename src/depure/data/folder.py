@@ -31,32 +31,32 @@ def image_folder(
     classes: Classes | None = None,
     split: Split | None = None,
 ) -> Images:
-    """Read ``PATH/CLASS/image`` files, with labels as the classifier numbers its classes.
+    """Read `PATH/CLASS/image` files, with labels as the classifier numbers its classes.
 
     Args:
         path: a folder with one sub-folder for each class; those without images do not count.
             Names that begin with a dot are skipped, and folders that systems make (`__MACOSX`).
-        size: ``None`` takes the images as they are, all of one size. A number resizes the shorter
+        size: `None` takes the images as they are, all of one size. A number resizes the shorter
             side to it (bilinear, antialiased) and crops the centre.
         channels: 3 for RGB, 1 for greyscale.
         limit: reads only so many images, with the classes as balanced as possible. They are picked
             from the file list, so the others are never opened.
-        seed: fixes what ``limit`` picks.
+        seed: fixes what `limit` picks.
         classes: the classifier's class names in order (`read_classes` reads a file of them), or
             how many it tells apart, see `match_classes`. If omitted, folders that are all named by
             whole numbers are class indices; others are numbered in sorted order, which
             `Images.assumed` says.
-        split: of a folder that holds ``train/``, ``val/`` or ``test/`` with classes in them, which
-            to read; ``"test"`` takes ``val/`` where nothing else is left.
+        split: of a folder that holds `train/`, `val/` or `test/` with classes in them, which
+            to read; `"test"` takes `val/` where nothing else is left.
 
     Returns:
-        The images; ``index`` is the position in the full sorted file list, whatever the limit and
-        the classes. A split stands in the name: ``pets/val``.
+        The images; `index` is the position in the full sorted file list, whatever the limit and
+        the classes. A split stands in the name: `pets/val`.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
         ValueError: unreadable files (all are named or counted in one error), unequal sizes without
-            ``size``, an argument out of range, class folders that fit no class, or two folders
+            `size`, an argument out of range, class folders that fit no class, or two folders
             that fit one.
 
     Example:
@@ -77,7 +77,7 @@ def image_folder(
 
 
 def read_image(path: str | PathLike[str], channels: int = 3, size: int | None = None) -> Tensor:
-    """One image as float32 ``(C, H, W)`` in ``[0, 1]``; arguments as in :func:`image_folder`.
+    """One image as float32 `(C, H, W)` in `[0, 1]`; arguments as in `image_folder`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -89,7 +89,7 @@ def read_image(path: str | PathLike[str], channels: int = 3, size: int | None = 
 
 
 def write_image(image: Tensor, path: str | PathLike[str]) -> None:
-    """Write a ``(C, H, W)`` image in ``[0, 1]``, C being 1 or 3, rounded to 8 bits a channel.
+    """Write a `(C, H, W)` image in `[0, 1]`, C being 1 or 3, rounded to 8 bits a channel.
 
     The suffix chooses the format. PNG gives back the rounded pixels exactly; JPEG does not, and
     damages an adversarial perturbation. Missing parent folders are made.
@@ -110,7 +110,7 @@ def write_image(image: Tensor, path: str | PathLike[str]) -> None:
 
 
 def _read_all(files: list[Path], channels: int, size: int | None) -> Tensor:
-    """The files as one uint8 tensor ``(N, C, H, W)``: a quarter of the memory of float32."""
+    """The files as one uint8 tensor `(N, C, H, W)`: a quarter of the memory of float32."""
     if channels not in _MODES:
         raise ValueError(f"channels must be 1 (greyscale) or 3 (RGB); got {channels}")
     if size is not None and size < 1:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Images:
-    """Images in ``[0, 1]`` with their labels and their data-set indices.
+    """Images in `[0, 1]` with their labels and their data-set indices.
 
     Args:
-        x: float32 ``(N, C, H, W)`` in ``[0, 1]``.
-        y: int64 ``(N,)``, each in ``0 .. len(classes) - 1``.
-        index: int64 ``(N,)``, the place of each image in the whole data set. It keys the random
+        x: float32 `(N, C, H, W)` in `[0, 1]`.
+        y: int64 `(N,)`, each in `0 .. len(classes) - 1`.
+        index: int64 `(N,)`, the place of each image in the whole data set. It keys the random
             noise, so it travels with the image through every subset.
         classes: the class names, in label order.
         name: what a report calls the set.
@@ -69,7 +69,7 @@ class Images:
             rows: a slice, a list of row numbers, or a tensor of row numbers or booleans.
 
         Raises:
-            TypeError: ``rows`` is a single number.
+            TypeError: `rows` is a single number.
         """
         if isinstance(rows, int):
             raise TypeError(f"one row is no set of images: use images[{rows}:{rows + 1}]")
@@ -80,26 +80,26 @@ class Images:
     def sample(self, n: int, seed: int = 0) -> Images:
         """A random subset with the classes as balanced as possible, in data-set order.
 
-        The same seed gives the same images whatever the order of the rows, and a larger ``n``
+        The same seed gives the same images whatever the order of the rows, and a larger `n`
         only adds images to a smaller one.
 
         Raises:
-            ValueError: ``n`` is below 1 or above ``len(self)``.
+            ValueError: `n` is below 1 or above `len(self)`.
         """
         order = self.index.argsort(stable=True)
         return self[order[stratified(self.y[order], n, seed)]]
 
 
 def stratified(y: Tensor, n: int, seed: int = 0) -> Tensor:
-    """Positions, ascending, of ``n`` entries of ``y`` with the classes as balanced as possible.
+    """Positions, ascending, of `n` entries of `y` with the classes as balanced as possible.
 
     Args:
-        y: int64 ``(N,)`` labels.
-        n: how many to pick, ``1 .. N``.
+        y: int64 `(N,)` labels.
+        n: how many to pick, `1 .. N`.
         seed: fixes the choice. For one seed, a smaller pick is part of every larger one.
 
     Raises:
-        ValueError: ``n`` is out of range.
+        ValueError: `n` is out of range.
     """
     if not isinstance(n, Integral) or not 1 <= n <= len(y):
         raise ValueError(f"cannot pick {n!r:.60} of {len(y)} images: ask for 1 to {len(y)}")
@@ -112,7 +112,7 @@ def stratified(y: Tensor, n: int, seed: int = 0) -> Tensor:
 
 
 def occurrence(y: Tensor) -> Tensor:
-    """How many earlier entries carry the same label: int64 ``(N,)``, 0 for the first of each."""
+    """How many earlier entries carry the same label: int64 `(N,)`, 0 for the first of each."""
     counts = torch.zeros_like(y)
     for label in torch.unique(y):
         of_class = y == label
@@ -134,7 +134,7 @@ def check_outputs(images: Images, outputs: int) -> None:
 
 
 def check_pixels(x: Tensor, ndim: int) -> None:
-    """Refuse images that are not ``ndim``-dimensional, finite and within ``[0, 1]``.
+    """Refuse images that are not `ndim`-dimensional, finite and within `[0, 1]`.
 
     Raises:
         ValueError: says what came, what was expected, and the cure.

@@ -26,7 +26,7 @@ _SYSTEM = frozenset({
 
 
 def list_images(folder: str | PathLike[str]) -> list[Path]:
-    """Every image file in ``folder`` and below it, known by its suffix, in sorted order.
+    """Every image file in `folder` and below it, known by its suffix, in sorted order.
 
     Names that begin with a dot are skipped, and folders that systems make (`__MACOSX`, `@eaDir`).
 

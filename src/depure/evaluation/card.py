@@ -91,7 +91,7 @@ def gradients_of(shard: Shard) -> dict[str, float]:
     }
 
 
-def budget_of(shard: Shard) -> dict[str, list[float]]:
+def calls_of(shard: Shard) -> dict[str, list[float]]:
     """What an ensemble's best proposals left, after the images and each member, for which calls.
 
     Means over images, calls of the classifier. Accuracies are those by which the ensemble chose: a
@@ -126,7 +126,7 @@ def card_of(
         "not_answered": answers_of(shard),
         "gradients": gradients_of(shard),
         "trace": trace_of(shard),
-        "budget": budget_of(shard),
+        "calls": calls_of(shard),
         "gradient_check": gradient_check.record(),
         "checks": [asdict(c) for c in checks],
         "cost": {

@@ -153,7 +153,7 @@ def _throughout(attack: Any, changes: Callable[[Any], dict[str, Any]]) -> Any:
 def _compare(name: str, what: str, gain: statistics.Interval, n: int) -> Check:
     points = f"{100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
     text = f"{what}: wins {points} over the attack reported, on {n} images"
-    cure = ": the attack is not converged; raise its budget before quoting the number"
+    cure = ": the attack is not converged; give it more steps or draws before quoting the number"
     if name == "transfer":
         cure = ": the white-box attack is too weak, its gradient may be masked"
     if gain.low > 0:

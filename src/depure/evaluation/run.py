@@ -61,7 +61,7 @@ class Evaluation:
     title: str = ""
     command: str = ""
     device: torch.device | None = None
-    remember: bool = True  # what the defence answers, to go on inside a shard
+    journal: bool = True  # keep the attack's queries on disk, to go on inside a shard
     memory_limit: int | None = None  # bytes, see `plan_chunk`
     gradient_check: GradientCheckMode = "full"
 
@@ -240,7 +240,7 @@ class Evaluation:
             shard, cost = fitting.run(partial(
                 compute_shard, self.model, self._rows(number), self.attack, self.threat,
                 draws=self.draws, seed=self.seed, chunk=self.chunk, device=self._device(),
-                tick=tick, memory=memory if self.remember else None, run=self._pieces.run,
+                tick=tick, journal_path=memory if self.journal else None, run=self._pieces.run,
             ))  # fmt: skip
             shard.save(self._pieces, shard_name(number), cost)
         memory.unlink(missing_ok=True)
@@ -301,7 +301,7 @@ class Evaluation:
         draws = int(shard.clean.shape[1])
         trial = Trial(
             self.model, self.images, self.attack, self.threat, draws, self.seed, self.chunk,
-            self._device(), self.folder if self.remember else None, self._pieces.run,
+            self._device(), self.folder if self.journal else None, self._pieces.run,
         )  # fmt: skip
         fitting = self.fitting()
         gradient_check = fitting.run(self._gradient_check)
@@ -381,7 +381,7 @@ def evaluate(
         run = Evaluation(
             model, images, attack, threat, Path(out) if out else temporary, draws=draws,
             seed=seed, shard_size=shard_size, chunk=chunk, check_images=check_images,
-            title=title, command=command, remember=out is not None, memory_limit=memory_limit,
+            title=title, command=command, journal=out is not None, memory_limit=memory_limit,
             gradient_check=gradient_check,
         )  # fmt: skip
         run.prepare()

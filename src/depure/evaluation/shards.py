@@ -130,14 +130,14 @@ def compute_shard(
     chunk: int,
     device: torch.device,
     tick: Callable[[float], None] = lambda fraction: None,
-    memory: Path | None = None,
+    journal_path: Path | None = None,
     run: str = "",
 ) -> tuple[Shard, Cost]:
     """Attack some images and judge them before and after on draws that the attack never used.
 
     `tick` hears the fraction of the attack's steps done. The defence's answers to the attack are
-    kept in the file `memory` with the identity `run`, so that it goes on after a kill; when the
-    shard is safe, delete it.
+    kept in the file `journal_path` with the identity `run`, so that it goes on after a kill; when
+    the shard is safe, delete it.
     """
     base = base_noise(model, images.index, threat, seed)
     draws = distinct_draws(model.stages, base, draws)
@@ -145,7 +145,7 @@ def compute_shard(
     case = Case(model, x, y, threat.ball, base.fold("attack"))
     with counted(model) as cost:
         watch = _Recorder(cost, tick, attack.trace_length(case))
-        with nullcontext() if memory is None else journal(memory, vars(cost), run):
+        with nullcontext() if journal_path is None else journal(journal_path, vars(cost), run):
             x_adv = attack(model, x, y, threat.ball, case.noise, watch=watch)
         judge = base.fold("judge")
         clean = predict(model, x, judge, draws, chunk)

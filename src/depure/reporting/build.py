@@ -71,10 +71,10 @@ def report(
 
 
 def save_figures(run: str | Path) -> list[Path]:
-    """Write a run's figures beside its card, for papers: accuracy, trace, budget, svg and png.
+    """Write a run's figures beside its card, for papers: accuracy, trace, calls, svg and png.
 
     A figure that would show nothing is left out: accuracy against draws for one draw, the trace
-    of an attack that recorded none, the budget of one that is no ensemble.
+    of an attack that recorded none, the calls of one that is no ensemble.
 
     Raises:
         FileNotFoundError, ValueError: as `report`.
@@ -92,12 +92,12 @@ def save_figures(run: str | Path) -> list[Path]:
             trace["loss"], trace["accuracy"], loaded.robust.single, fresh=not loaded.known
         )
         paths += figures.save(figure, loaded.folder, "trace")
-    budget = loaded.budget
-    if budget["calls"]:
-        figure = figures.budget_figure(
-            budget["calls"], budget["accuracy"], loaded.members, loaded.robust.single
+    calls = loaded.calls
+    if calls["calls"]:
+        figure = figures.calls_figure(
+            calls["calls"], calls["accuracy"], loaded.members, loaded.robust.single
         )
-        paths += figures.save(figure, loaded.folder, "budget")
+        paths += figures.save(figure, loaded.folder, "calls")
     return paths
 
 

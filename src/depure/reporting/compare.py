@@ -18,7 +18,7 @@ from depure.reporting.page import environment
 from depure.reporting.pictures import Picture, class_names, name, pairs, uri
 from depure.reporting.settings import (
     attack_in_short,
-    budget,
+    bound,
     defence_in_short,
     knowledge,
     setting_rows,
@@ -37,7 +37,7 @@ class Entry:
     link: str
     run: Run
     defence: str
-    budget: str
+    bound: str
     knows: str
     attack: str
     worst: tuple[int, Interval] | None
@@ -86,7 +86,7 @@ def _entries(runs: Sequence[Run], links: Sequence[str]) -> list[Entry]:
                 link=link,
                 run=run,
                 defence=defence_in_short(run.setting),
-                budget=budget(run.setting["threat"]["ball"]),
+                bound=bound(run.setting["threat"]["ball"]),
                 knows=knowledge(run.setting),
                 attack=attack_in_short(run.setting),
                 worst=(n, run.robust.any_of_n[-1]) if n > 1 else None,
@@ -143,7 +143,7 @@ def _shared(entries: Sequence[Entry]) -> list[str]:
     settings = [e.run.setting for e in entries]
     said = [
         [f"{s['data']['name']}, {words.plural(s['data']['images'], 'image')}" for s in settings],
-        [f"budget {e.budget}" for e in entries],
+        [f"bound {e.bound}" for e in entries],
         [e.attack for e in entries],
         [f"seed {s['seed']}" for s in settings],
     ]
@@ -220,7 +220,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
             "The runs do not judge the same images: part of a difference may be the images'."
         )
     if len({str(run.setting["threat"]["ball"]) for run in runs}) > 1:
-        notes.append("The budgets differ: a larger one takes more from any defence.")
+        notes.append("The bounds differ: a larger one takes more from any defence.")
     if len({str(run.setting["attack"]) for run in runs}) > 1:
         notes.append(
             "The attacks differ: a higher number under a weaker attack is no better defence."

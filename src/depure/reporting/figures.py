@@ -122,7 +122,7 @@ def trace_figure(
     return figure
 
 
-def budget_figure(
+def calls_figure(
     calls: Sequence[float], accuracy: Sequence[float], members: Sequence[str], judged: Interval
 ) -> Figure:
     """What an ensemble's best proposals left against the calls it had made, member by member."""

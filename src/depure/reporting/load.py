@@ -108,9 +108,9 @@ class Run:
         return {name: [nan if v is None else v for v in values] for name, values in given}
 
     @property
-    def budget(self) -> dict[str, list[float]]:
+    def calls(self) -> dict[str, list[float]]:
         """Calls an image and accuracy after each member of an ensemble; empty for others."""
-        return dict(self.card.get("budget", {"calls": [], "accuracy": []}))
+        return dict(self.card.get("calls", {"calls": [], "accuracy": []}))
 
     @property
     def members(self) -> list[str]:

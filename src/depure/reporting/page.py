@@ -15,7 +15,7 @@ from depure.evaluation.statistics import Interval
 from depure.reporting import words
 from depure.reporting.load import Run
 from depure.reporting.pictures import strip
-from depure.reporting.settings import Row, budget_in_full, setting_rows
+from depure.reporting.settings import Row, bound_in_full, setting_rows
 
 _HERE = Path(__file__).parent
 
@@ -52,7 +52,7 @@ def render_page(run: Run, title: str = "") -> str:
         one_draw=one_draw(run),
         accuracy_svg=accuracy_svg(run),
         trace_svg=trace_svg(run),
-        budget_svg=budget_svg(run),
+        calls_svg=calls_svg(run),
         loss=_loss_name(run),
         strip=strip(run),
         gradient_check=gradient_rows(run),
@@ -113,7 +113,7 @@ def _gap(clean: Interval, robust: Interval) -> str:
 
 
 def facts(run: Run) -> list[Fact]:
-    """What a reader should weigh before he believes the number."""
+    """What a reader should weigh before they believe the number."""
     return [_gradient_fact(run), _checks_fact(run), _evidence_fact(run)]
 
 
@@ -204,15 +204,15 @@ def trace_svg(run: Run) -> Markup:
     return Markup(figures.svg(figure, "trace", "Loss and accuracy during the attack"))
 
 
-def budget_svg(run: Run) -> Markup:
+def calls_svg(run: Run) -> Markup:
     """An ensemble's accuracy against calls; empty for other attacks."""
     from depure.reporting import figures
 
-    calls, accuracy = run.budget["calls"], run.budget["accuracy"]
+    calls, accuracy = run.calls["calls"], run.calls["accuracy"]
     if not calls:
         return Markup()
-    figure = figures.budget_figure(calls, accuracy, run.members, run.robust.single)
-    return Markup(figures.svg(figure, "budget", "Accuracy against calls of the defence"))
+    figure = figures.calls_figure(calls, accuracy, run.members, run.robust.single)
+    return Markup(figures.svg(figure, "calls", "Accuracy against calls of the defence"))
 
 
 def gradient_rows(run: Run) -> list[tuple[str, str, str, str, str]]:
@@ -253,7 +253,7 @@ def cost_rows(run: Run) -> list[tuple[str, str, str, str]]:
 
 def _groups(run: Run) -> dict[str, list[Row]]:
     groups = setting_rows(run.setting)
-    full = budget_in_full(run.setting["threat"]["ball"])
+    full = bound_in_full(run.setting["threat"]["ball"])
     if full:
         rows = groups["Attacker"]
         groups["Attacker"] = [

@@ -17,7 +17,7 @@ _LABELS = {  # path in a card's "setting" -> what a reader calls it, a word of e
     "model.stages": ("Draws noise at", "stages of the purifier at which it is random"),
     "model.weights": ("Weights fingerprint", "hash of all weights"),
     "model.dtype": ("Number format", ""),
-    "threat.ball": ("Budget", "how far an image may be changed"),
+    "threat.ball": ("Bound", "how far an image may be changed"),
     "threat.knows": ("Attacker knows", "besides all weights and the algorithm"),
     "threat.pool": ("Pool of draws", "fixed draws of the known noise, of which one comes"),
     "threat.mix": ("Fresh share", "of the known noise: 0 is DW-box, 1 the ordinary white-box"),
@@ -27,7 +27,7 @@ _LABELS = {  # path in a card's "setting" -> what a reader calls it, a word of e
     "attack.eot": ("EoT draws", "expectation over transformation: noise draws per iteration"),
     "attack.average": ("EoT averages", "what is averaged over these draws"),
     "attack.loss": ("Loss", "what the attack raises"),
-    "attack.random_start": ("Random start", "begins at a random point of the budget"),
+    "attack.random_start": ("Random start", "begins at a random point of the ball"),
     "attack.start": ("Start", "the attack from whose proposals it begins"),
     "attack.target": ("Target class", ""),
     "draws": ("Draws asked for", "fresh draws of the noise per image, for judging"),
@@ -78,10 +78,10 @@ def _row(path: str, value: Any, setting: dict[str, Any]) -> Row:
     special = {
         "data.shape": lambda: f" {TIMES} ".join(str(v) for v in value),
         "data.classes": lambda: _classes(value),
-        "threat.ball": lambda: budget(value),
+        "threat.ball": lambda: bound(value),
         "threat.knows": lambda: knowledge(setting),
         "attack.name": lambda: f"{value}, {_METHODS[value]}" if value in _METHODS else str(value),
-        "attack.step_size": lambda: "the budget's default" if value is None else f"{value:g}",
+        "attack.step_size": lambda: "the bound's default" if value is None else f"{value:g}",
         "attack.loss": lambda: _LOSSES.get(value, str(value)),
         "attack.target": lambda: "none: any wrong class counts" if value is None else plain(value),
     }
@@ -113,7 +113,7 @@ def _classes(names: list[str]) -> str:
     return f"{len(names)}: {', '.join(str(n) for n in shown)}"
 
 
-def budget(ball: dict[str, Any]) -> str:
+def bound(ball: dict[str, Any]) -> str:
     """ "Linf <= 8/255", or a decimal where it is a round one."""
     name, eps = str(ball.get("name")), ball.get("eps")
     if not isinstance(eps, (int, float)):
@@ -126,8 +126,8 @@ def budget(ball: dict[str, Any]) -> str:
     return f"{norm}{NBSP}\u2264{NBSP}{size}" + (f", {plain(rest)}" if rest else "")
 
 
-def budget_in_full(ball: dict[str, Any]) -> str:
-    """The budget with its meaning."""
+def bound_in_full(ball: dict[str, Any]) -> str:
+    """The bound with its meaning."""
     eps = ball.get("eps")
     meaning = {
         "L2": "the Euclidean length of the whole change, pixels from 0 to 1",

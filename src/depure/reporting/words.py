@@ -21,7 +21,7 @@ _QUESTIONS = {
     "gradient": "Is the attack's gradient the true gradient of the defence?",
     "randomness": "Is the defence as random as it says?",
     "logits": "Does the classifier give raw scores, in evaluation mode?",
-    "ball": "Do all attacked images respect the budget?",
+    "ball": "Do all attacked images stay in the bound?",
     "finite": "Was every gradient a finite number?",
     "loss rises": "Does the attack make progress?",
     "fresh draws": "Does the attack hold on draws of the noise it never saw?",

@@ -22,7 +22,7 @@ class Threat:
         knows: the stages known.
         pool: fixed draws an image has, each a set of numbers for all known stages together; the
             attacker knows them all, but not which one comes next (DW-semi-128 of ADDT: 128).
-        mix: share of fresh noise at the known stages, ``sqrt(1 - mix**2) known + mix fresh``: 0
+        mix: share of fresh noise at the known stages, `sqrt(1 - mix**2) known + mix fresh`: 0
             is DW-box, 1 the ordinary white-box.
 
     Raises:

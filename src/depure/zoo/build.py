@@ -65,11 +65,11 @@ def new_unet(
 
 
 def new_classifier(arch: str, channels: int, classes: int) -> nn.Module:
-    """A classifier of images in ``[0, 1]`` with fresh weights from torch's generator.
+    """A classifier of images in `[0, 1]` with fresh weights from torch's generator.
 
     Args:
-        arch: ``"small-cnn"`` or ``"small-cnn-WIDTH"`` (features of the first half; 32), or
-            ``"resnetDEPTH"`` (CIFAR, three channels; depth 6n + 2), or ``"wrn-DEPTH-WIDTH"``
+        arch: `"small-cnn"` or `"small-cnn-WIDTH"` (features of the first half; 32), or
+            `"resnetDEPTH"` (CIFAR, three channels; depth 6n + 2), or `"wrn-DEPTH-WIDTH"`
             (three channels; depth 6n + 4).
         channels: of the images.
         classes: number of logits.

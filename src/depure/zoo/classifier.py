@@ -16,11 +16,11 @@ _RESNET_DEPTHS = (20, 32, 44, 56, 110)
 
 
 def load_classifier(spec: str) -> nn.Module:
-    """A classifier of images in ``[0, 1]`` to logits, frozen and in eval mode.
+    """A classifier of images in `[0, 1]` to logits, frozen and in eval mode.
 
     Args:
-        spec: ``"digits"`` or ``"digits-adversarial"`` for the bundled ones (8x8 greyscale; trained
-            plainly, and by PGD-AT at Linf 0.2), or ``"ARCH:PATH.safetensors"`` with
+        spec: `"digits"` or `"digits-adversarial"` for the bundled ones (8x8 greyscale; trained
+            plainly, and by PGD-AT at Linf 0.2), or `"ARCH:PATH.safetensors"` with
             ARCH one of small-cnn, resnet20, resnet32, resnet44, resnet56, resnet110 (CIFAR) or
             wrn-DEPTH-WIDTH (as in RobustBench: wrn-28-10). The width of a small-cnn and numbers
             of classes are read off the tensors.
@@ -50,7 +50,7 @@ def load_classifier(spec: str) -> nn.Module:
 
 
 def small_cnn_of(tensors: Mapping[str, Tensor]) -> SmallCNN:
-    """An untrained :class:`SmallCNN` of the size that the tensors have.
+    """An untrained `SmallCNN` of the size that the tensors have.
 
     Raises:
         KeyError: a tensor that tells the size is missing.

@@ -49,7 +49,7 @@ def load_lpips(name: str, network: Path, linear: Path | None = None) -> LPIPS:
         network: safetensors with torchvision's weights of that network; the classifier in them
             is not needed.
         linear: safetensors with LPIPS' weights of the channels, named as in its release:
-            ``lin0.model.1.weight`` to ``lin4.model.1.weight``. Without them all channels count
+            `lin0.model.1.weight` to `lin4.model.1.weight`. Without them all channels count
             alike, as in Laidlaw et al. (2006.12655).
 
     Raises:

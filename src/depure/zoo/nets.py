@@ -1,4 +1,4 @@
-"""Small classifiers that take images in ``[0, 1]`` and give logits."""
+"""Small classifiers that take images in `[0, 1]` and give logits."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Normalize(nn.Module):
-    """``(x - mean) / std`` for each channel; a network that owns one takes plain pixels.
+    """`(x - mean) / std` for each channel; a network that owns one takes plain pixels.
 
     The statistics are settings, not weights: they are no part of the state dict.
 
     Raises:
-        ValueError: the lengths differ, or a ``std`` is not positive.
+        ValueError: the lengths differ, or a `std` is not positive.
     """
 
     mean: Tensor
@@ -36,7 +36,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` in ``[0, 1]`` to the same shape, normalised.
+        """`(B, C, H, W)` in `[0, 1]` to the same shape, normalised.
 
         Raises:
             ValueError: the images have another number of channels.
@@ -51,7 +51,7 @@ class Normalize(nn.Module):
 
 
 class SmallCNN(nn.Module):
-    """Four convolutions for images from 8x8 upward: ``(B, C, H, W)`` in ``[0, 1]`` to logits.
+    """Four convolutions for images from 8x8 upward: `(B, C, H, W)` in `[0, 1]` to logits.
 
     It is smooth (SiLU, average pooling), so that finite differences can check its gradients
     anywhere.
@@ -76,7 +76,7 @@ class SmallCNN(nn.Module):
         self.linear = nn.Linear(2 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(B, classes)``."""
+        """Logits `(B, classes)`."""
         logits: Tensor = self.linear(self.features(self.normalize(x)).mean((2, 3)))
         return logits
 
@@ -90,7 +90,7 @@ class CifarResNet(nn.Module):
         mean, std: channel statistics; the defaults are those of the public checkpoints.
 
     Raises:
-        ValueError: ``depth`` is not 6n + 2 with n at least 1.
+        ValueError: `depth` is not 6n + 2 with n at least 1.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class CifarResNet(nn.Module):
         self.linear = nn.Linear(64, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(B, classes)`` of images ``(B, 3, H, W)`` in ``[0, 1]``."""
+        """Logits `(B, classes)` of images `(B, 3, H, W)` in `[0, 1]`."""
         h = F.relu(self.bn1(self.conv1(self.normalize(x))))
         h = self.layer3(self.layer2(self.layer1(h)))
         logits: Tensor = self.linear(h.mean((2, 3)))

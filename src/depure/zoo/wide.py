@@ -43,7 +43,7 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(B, classes)`` of images ``(B, 3, H, W)`` in ``[0, 1]``.
+        """Logits `(B, classes)` of images `(B, 3, H, W)` in `[0, 1]`.
 
         Raises:
             ValueError: the images have another number of channels.
@@ -56,7 +56,7 @@ class WideResNet(nn.Module):
 
 
 def wide_resnet_sizes(arch: str) -> tuple[int, int] | None:
-    """Depth and width in a name such as ``"wrn-28-10"``; None if it is no such name."""
+    """Depth and width in a name such as `"wrn-28-10"`; None if it is no such name."""
     found = re.fullmatch(r"wrn-(\d+)-(\d+)", arch)
     return (int(found[1]), int(found[2])) if found else None
 

@@ -126,8 +126,8 @@ class Cascade(Attack):
     def _attack(self, part: Case, rows: Tensor, number: int, best: _Best, trace: _Trace) -> None:
         """Take a member's proposals for the images that are left, where they are better."""
         noise = part.noise.fold("ensemble member", number)
-        heard = _OfRows(trace, rows)
-        x_adv = self.members[number](part.model, part.x, part.y, part.ball, noise, watch=heard)
+        of_rows = _OfRows(trace, rows)
+        x_adv = self.members[number](part.model, part.x, part.y, part.ball, noise, watch=of_rows)
         score = self._score(part, x_adv, number + 1)
         won = self._better(score, best.score.rows(rows))
         best.take(rows[won], x_adv[won], score.rows(won), number)

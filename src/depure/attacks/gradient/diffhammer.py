@@ -23,10 +23,10 @@ class DiffHammer(Walk):
 
     A mean over draws is pulled about by draws on which the defence cannot be fooled at all. So
     each draw is weighed by how likely it is fooled after the step (E step):
-    ``sigmoid(sharpness * (margin + gain))``, where the gain is what the step adds to its margin to
+    `sigmoid(sharpness * (margin + gain))`, where the gain is what the step adds to its margin to
     first order; the direction of the step is the draws' weighted mean gradient (M step). Both
     alternate a few times, from equal weights. Directions of iterations are averaged with weight
-    ``(i + 1) ** -forget`` for the newest, as published.
+    `(i + 1) ** -forget` for the newest, as published.
 
     As in its code: margin, weights, both constants, that average. There, gradients of the draws
     are taken by BPDA and the weighted one goes back through the chain of a single draw; here

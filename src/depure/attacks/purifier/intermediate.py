@@ -104,7 +104,7 @@ def _steepness(logits: Tensor, y: Tensor, loss: Loss) -> Tensor:
 class DiffAttack(_IntermediateLoss):
     """DiffAttack (Kang et al., 2311.16124): also drive the reverse process off the forward one.
 
-    The objective is ``L_cls + weight * L_dev`` (eq. 11): the loss of the inner attack, and the
+    The objective is `L_cls + weight * L_dev` (eq. 11): the loss of the inner attack, and the
     deviated reconstruction (eq. 8), the distance between a state x'_t of the reverse process and
     its counterpart x_t of the forward process, averaged over the steps. Both are means over the
     same draws. There L_cls is the cross-entropy, then the DLR loss, the attack is AutoAttack's
@@ -179,7 +179,7 @@ class FullIntermediate(_IntermediateLoss):
 
     As in its code (2411.16598): the classifier sees the noisy state x_t, scaled as an image; a
     state with n reverse steps to come in its round, and m rounds after it, weighs
-    ``(n + 1) ** -power * (m + 1) ** -round_power``, the end weighs 1. There the weights are scaled
+    `(n + 1) ** -power * (m + 1) ** -round_power`, the end weighs 1. There the weights are scaled
     to sum 1, which a step of fixed norm undoes; here they are not. DiffAttack's authors advise
     against such losses (2311.16124, section 3.2): the classifier was not made for noise. Our
     default is `balanced`, as in `DiffAttack`.

@@ -21,9 +21,9 @@ from depure.types import Time
 class ScoreStart(Attack):
     """To the edge of the ball, along the score or against it: a start for other attacks.
 
-    The image is noised as the purifier noises it, ``x_t = alpha x + sigma z``, and the network's
+    The image is noised as the purifier noises it, `x_t = alpha x + sigma z`, and the network's
     mean estimate of the clean image E[x0 | x_t] is averaged over draws of z. By Tweedie's formula
-    ``E[x0 | x_t] - x = (sigma^2 score(x_t) + sigma z) / alpha``: but for the noise, which averages
+    `E[x0 | x_t] - x = (sigma^2 score(x_t) + sigma z) / alpha`: but for the noise, which averages
     out, the way from the image to that mean is the smoothed score. Against it lie images that the
     model finds less likely, which the purifier has to move most; along it, those that it leaves
     alone. The step is the ball's steepest, of full length.

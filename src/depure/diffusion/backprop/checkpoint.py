@@ -36,7 +36,7 @@ class Checkpoint(Backprop):
     Costs (3 - K/T) forward chains and the memory of K + 1 steps' activations plus T states.
 
     Args:
-        memory_budget: bytes for the activations of kept steps; K is what fits, found by
+        memory_limit: bytes for the activations of kept steps; K is what fits, found by
             probing one step once per batch shape. None: 1 GiB on a CPU, half of the free memory
             on a GPU. 0: keep nothing.
         segment: store every `segment`-th state only and recompute those between ("nested"):
@@ -45,12 +45,12 @@ class Checkpoint(Backprop):
     """
 
     # Not in the repr, which is the record: they cannot change a result.
-    memory_budget: int | None = field(default=None, repr=False)
+    memory_limit: int | None = field(default=None, repr=False)
     segment: int = field(default=1, repr=False)
 
     def __post_init__(self) -> None:
-        if self.memory_budget is not None and self.memory_budget < 0:
-            raise ValueError(f"memory_budget must be at least 0 bytes; got {self.memory_budget}")
+        if self.memory_limit is not None and self.memory_limit < 0:
+            raise ValueError(f"memory_limit must be at least 0 bytes; got {self.memory_limit}")
         if self.segment < 1:
             raise ValueError(f"segment must be at least 1 step; got {self.segment}")
 
@@ -58,11 +58,6 @@ class Checkpoint(Backprop):
     def exact(self) -> bool:
         """Yes."""
         return True
-
-    @property
-    def memory_limit(self) -> int | None:
-        """The memory budget."""
-        return self.memory_budget
 
     def run(self, chain: Chain, x: Tensor) -> Tensor:
         """Replay the first T - K links, keep the graphs of the last K."""
@@ -90,7 +85,7 @@ class Checkpoint(Backprop):
 
     def kept(self, chain: Chain, x: Tensor) -> int:
         """K: how many of the last links' graphs the budget holds for a batch like x."""
-        budget = default_limit(x.device) if self.memory_budget is None else self.memory_budget
+        budget = default_limit(x.device) if self.memory_limit is None else self.memory_limit
         if budget == 0:
             return 0
         sizes, chunk = [max(1, size) for size in link_bytes(chain)], current_chunk()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from depure.diffusion.backprop import Backprop, Surrogate
 from depure.diffusion.chain import Chain, State
@@ -107,6 +107,11 @@ class DiffPure(Chained):
     def clamp(self) -> bool:
         """Whether the result is clamped to [0, 1]."""
         return self.settings.clamp
+
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """The network, which denoisers may share."""
+        return (self.denoiser.network,)
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ class Rounds:
             return replace(self, grid=replace(self.grid, steps=steps)).chain(x, end)
 
         return Chain(
-            (x,), self.links(), end, shorter=shorter, sde=self.sde(), parts=(self.denoiser,)
+            (x,), self.links(), end, shorter=shorter, sde=self.sde(), parts=(self.denoiser.network,)
         )
 
     def links(self) -> tuple[Link, ...]:
