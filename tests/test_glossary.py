@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROWS = re.findall(r"^\| (.*?) \| .*? \| (.*?) \|$", (ROOT / "docs/glossary.md").read_text(), re.M)[
-    2:
-]
+GLOSSARY = (ROOT / "docs/glossary.md").read_text()
+ROWS = re.findall(r"^\| (.*?) \| .*? \| (.*?) \|$", GLOSSARY, re.M)[2:]
 TREES = [ast.parse(p.read_text()) for p in sorted((ROOT / "src/depure").rglob("*.py"))]
 
 # Given up for the word in the comment; a word that has another good use is not here.
@@ -59,9 +58,7 @@ WORDS = words()
 
 @pytest.mark.parametrize(("term", "here"), ROWS, ids=[term for term, _ in ROWS])
 def test_what_the_glossary_names_is_there(term, here):
-    named = [
-        w for code in re.findall(r"`([^`]+)`", here) for w in re.findall(r"[A-Za-z_]\w+", code)
-    ]
+    named = re.findall(r"[A-Za-z_]\w*", " ".join(re.findall(r"`([^`]+)`", here)))
     assert named, f"{term} has no name in the code"
     assert [w for w in named if w not in WORDS] == []
 

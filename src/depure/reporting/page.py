@@ -257,7 +257,7 @@ def _groups(run: Run) -> dict[str, list[Row]]:
     if full:
         rows = groups["Attacker"]
         groups["Attacker"] = [
-            Row(r.label, r.value, full, r.code) if r.label == "Budget" else r for r in rows
+            Row(r.label, r.value, full, r.code) if r.label == "Bound" else r for r in rows
         ]
     return groups
 
