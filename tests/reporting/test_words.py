@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from depure.analysis.stochasticity import Curves
 from depure.evaluation.statistics import Interval
 from depure.reporting import words
+from depure.reporting.explain import no_better_than_guessing
 from depure.reporting.load import Accuracies, load_run
 from depure.reporting.settings import bound, bound_in_full, defence_in_short, purifier_rows
 
@@ -126,3 +129,14 @@ def test_a_network_that_compares_is_named_once_and_at_length():
     assert bound(ball).endswith("0.5")
     assert bound_in_full(ball) == "the distance of features, FeatureDistance(Net 12ab)"
     assert "pixels move" in bound_in_full({"name": "Flow", "eps": 0.05})
+
+
+def test_clean_accuracy_no_better_than_guessing_is_a_warning():
+    def curves(right):
+        one = np.full((1, 1, 8), right)
+        return Curves(("m",), ("both",), np.array([0.0]), one, one, one, one, np.array([[4]]))
+
+    (text,) = no_better_than_guessing(curves(0.25), 4)
+    assert "m gets 25.0 %" in text.replace(words.NBSP, " ")
+    assert no_better_than_guessing(curves(0.25), 3) != []
+    assert no_better_than_guessing(curves(0.5), 4) == []

@@ -34,9 +34,7 @@ from depure.analysis.transfer import (
     share,
     table_of,
 )
-from depure.attacks.asking.gradients import expected_grad
-from depure.attacks.asking.losses import LOSSES
-from depure.attacks.gradient.pgd import PGD
+from depure.attacks import LOSSES, PGD, expected_grad
 from depure.data.images import Images
 from depure.defences.defended import Defended
 from depure.diffusion.backprop import Adjoint, Backprop, Checkpoint, Straight, Surrogate
@@ -46,8 +44,7 @@ from depure.diffusion.chain import has_gradient
 from depure.evaluation.shards import base_noise
 from depure.evaluation.statistics import Interval, difference
 from depure.noise import Noise
-from depure.purifiers.chained import Chained
-from depure.purifiers.simple.straight import BPDA
+from depure.purifiers import BPDA, Chained
 from depure.rows import rows_at_once
 from depure.threat import Norm, Threat
 
@@ -211,8 +208,7 @@ def _variants(
         }
     if given:
         raise ValueError(
-            f"approximations are loop drivers of a Chained purifier; got {purifier!r:.60}: leave "
-            f"them out"
+            f"approximations are loop drivers of a Chained purifier; got {purifier!r:.60}: none fit"
         )
     return {"BPDA": Defended(BPDA(purifier), model.classifier)} if purifier.exact else {}
 

@@ -33,7 +33,7 @@ from depure.cli.values import SEED, Count, Number, Several, shown
 from depure.data import Images
 from depure.defences import Defended
 from depure.files import plain, replacing, write_json, write_text
-from depure.reporting.explain import all_answers, explain_page
+from depure.reporting.explain import all_answers, explain_page, no_better_than_guessing
 from depure.reporting.plots.gradients import gradients_figure
 from depure.reporting.plots.landscape import landscape_figure
 from depure.reporting.plots.purification import purification_figure
@@ -322,10 +322,10 @@ def explain_command(**options: Any) -> None:
     )  # fmt: skip
     facts = [f"{name}: {model.purifier!r}" for name, model in models.items()]
     facts.append(f"{images!r}; {ball!r}; {attack!r}; seed {options['seed']}")
-    facts += [f"Warning: {images.assumed}"] if images.assumed else []
+    assumed = [f"Warning: {images.assumed}"] if images.assumed else []
+    facts += assumed + no_better_than_guessing(stochastic.mix, len(images.classes))
+    answers, page = all_answers(stochastic, purified, found, figures), out / "explain.html"
     line = command_line(click.get_current_context(), "analyse explain")
-    answers = all_answers(stochastic, purified, found, figures)
-    page = out / "explain.html"
     write_text(page, explain_page("Where the robustness comes from", facts, answers, line))
     for answer in answers:
         console().print(f"\n{answer.question}", style="bold")

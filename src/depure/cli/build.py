@@ -258,8 +258,8 @@ def _continuous(denoiser: Denoiser, sampler: str) -> Denoiser:
 
 def channels_of(purifier: Purifier) -> int | None:
     """Image channels that the purifier's network takes, where it says so."""
-    found = [part.channels for part in purifier.parts if isinstance(part, Denoiser)]
-    return found[0] if found else None
+    entry = purifier.entry
+    return None if entry is None else entry.denoiser.channels
 
 
 def build_model(options: dict[str, Any]) -> tuple[Defended, Images]:
@@ -322,7 +322,7 @@ def _check_fit(model: Defended, images: Images, device: str) -> int:
 
 def check_size(purifier: Purifier, x: torch.Tensor) -> None:
     """Raise ValueError if the denoiser says that it was trained on images of another size."""
-    pair = next((part.size for part in purifier.parts if isinstance(part, Denoiser)), None)
+    pair = None if purifier.entry is None else purifier.entry.denoiser.size
     if pair is not None and pair != tuple(x.shape[-2:]):
         got, trained = ("x".join(str(n) for n in s) for s in (x.shape[-2:], pair))
         raise ValueError(

@@ -137,6 +137,22 @@ def all_answers(
     ]  # fmt: skip
 
 
+def no_better_than_guessing(curves: Curves, classes: int) -> list[str]:
+    """A warning for every model whose clean accuracy is no better than chance."""
+    found = []
+    for name in dict.fromkeys(curves.models):
+        row = _row(curves, name)
+        draws = int(curves.draws[row, -1])
+        clean = accuracy_of(curves.accuracy_clean[row, -1], draws)
+        if classes > 1 and clean.value <= 1.0 / classes:
+            found.append(
+                f"Warning: {name} gets {_value(clean)} of the clean images right, no better than "
+                f"guessing among {classes} classes: the labels may not be numbered as the "
+                f"classifier's"
+            )
+    return found
+
+
 def _row(curves: Curves, name: str) -> int:
     """The row of a model in which all its stages are held."""
     pairs = list(zip(curves.models, curves.stages, strict=True))
