@@ -3,11 +3,12 @@
 import json
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 
-from depure import DDIM, DiffPure, Surrogate, load_denoiser
+from depure import DDIM, PGD, DiffPure, Linf, Surrogate, load_denoiser
 from depure.purifiers import BPDA, Identity
-from depure.records import record_of
+from depure.records import came, record_of
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,12 @@ def test_purifiers_are_recorded_as_data():
     assert (record["t_star"], record["steps"], record["rounds"]) == (0.1, 3, 1)
     assert BPDA(purifier).record() == {"name": "BPDA", "purifier": record}
     assert Identity().record() == {"name": "Identity"}
+
+
+def test_what_came_has_no_address():
+    assert came(object()) == "object"
+    assert came([1.5, "a"]) == "[1.5, 'a']"
+    assert came("x" * 99) == repr("x" * 99)[:60]
+    for make in (lambda: PGD(step_size=object()), lambda: Linf(object())):
+        with pytest.raises(ValueError, match=r"got object$"):
+            make()

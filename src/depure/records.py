@@ -7,6 +7,17 @@ import operator
 from typing import Any
 
 
+def came(value: object) -> str:
+    """What came, for the message of an error: its `repr`, cut, or its type if that says an address.
+
+    Example:
+        >>> came("a" * 3), came(object())
+        ("'aaa'", 'object')
+    """
+    text = repr(value)
+    return type(value).__name__ if " at 0x" in text else text[:60]
+
+
 def whole_number(name: str, value: Any) -> int:
     """An int for any whole number, NumPy's and torch's too, so that it can be recorded.
 
@@ -16,7 +27,7 @@ def whole_number(name: str, value: Any) -> int:
     try:
         return operator.index(value)
     except TypeError as error:
-        raise ValueError(f"{name} must be a whole number; got {value!r:.60}") from error
+        raise ValueError(f"{name} must be a whole number; got {came(value)}") from error
 
 
 def record_of(thing: object) -> Any:

@@ -176,7 +176,8 @@ def _check_direction(way: Direction, model: Defended, images: Images) -> None:
     if not model.stages and way not in ("random", "dw-box"):
         raise ValueError(
             "this defence draws no noise, so that DW-box and white-box attacks are one and their "
-            "directions parallel: pass directions=('dw-box', 'random'), or two of your own"
+            "directions parallel: take a denoiser (--denoiser), or pass directions=('dw-box', "
+            "'random') or two of your own"
         )
 
 

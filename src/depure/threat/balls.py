@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from depure.noise import Noise
+from depure.records import came
 from depure.rows import per_image
 
 
@@ -103,7 +104,7 @@ def check_eps(eps: float, most: float = math.inf, cure: str = "choose a smaller 
     real = isinstance(eps, Real) and not isinstance(eps, bool) and not huge
     if not (real and 0.0 < float(eps) < math.inf):
         raise ValueError(
-            f"eps must be positive and finite, a number for images in [0, 1]; got {eps!r:.60}"
+            f"eps must be positive and finite, a number for images in [0, 1]; got {came(eps)}"
         )
     if eps > most:
         raise ValueError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 from depure.noise import Noise
+from depure.records import came
 from depure.threat.balls import Ball
 
 
@@ -42,13 +43,13 @@ class Threat:
     def __post_init__(self) -> None:
         named = isinstance(self.knows, tuple | list) and all(isinstance(n, str) for n in self.knows)
         if not named:
-            raise ValueError(f"knows must be a tuple of stage names; got {self.knows!r:.60}")
+            raise ValueError(f"knows must be a tuple of stage names; got {came(self.knows)}")
         if not isinstance(self.ball, Ball):
-            raise ValueError(f"ball must be a Ball such as Linf(8 / 255); got {self.ball!r:.60}")
+            raise ValueError(f"ball must be a Ball such as Linf(8 / 255); got {came(self.ball)}")
         if not isinstance(self.pool, int) or self.pool < 1:
-            raise ValueError(f"pool must be at least 1 draw, a whole number; got {self.pool!r:.60}")
+            raise ValueError(f"pool must be at least 1 draw, a whole number; got {came(self.pool)}")
         if not isinstance(self.mix, Real) or not 0.0 <= self.mix <= 1.0:
-            raise ValueError(f"mix must lie in [0, 1]; got {self.mix!r:.60}")
+            raise ValueError(f"mix must lie in [0, 1]; got {came(self.mix)}")
         if self.pool > 1 and self.mix > 0.0:
             raise ValueError(f"pool and mix exclude each other; got {self.pool} and {self.mix}")
         if (self.pool > 1 or self.mix > 0.0) and not self.knows:

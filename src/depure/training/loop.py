@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from depure.answers import right
 from depure.data.images import Images
+from depure.records import came
 
 
 @contextmanager
@@ -89,7 +90,7 @@ def check_positive(**numbers: float) -> None:
     for name, value in numbers.items():
         if not isinstance(value, Real) or not 0 < value < math.inf:
             finite_too = " and finite" if isinstance(value, Real) and value == math.inf else ""
-            raise ValueError(f"{name} must be above 0{finite_too}; got {value!r:.60}")
+            raise ValueError(f"{name} must be above 0{finite_too}; got {came(value)}")
 
 
 @torch.no_grad()

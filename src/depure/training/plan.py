@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 
 from depure.noise import Noise
+from depure.records import came
 from depure.training.loop import check_positive
 
 Rate = Literal["constant", "cosine"]
@@ -59,7 +60,7 @@ class Plan:
             )
         dropout = 0.0 if self.dropout is None else self.dropout
         if not isinstance(dropout, Real) or not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must lie in [0, 1); got {dropout!r:.60}")
+            raise ValueError(f"dropout must lie in [0, 1); got {came(dropout)}")
         if self.rate not in get_args(Rate):
             raise ValueError(f"rate must be one of {', '.join(get_args(Rate))}; got {self.rate!r}")
 
