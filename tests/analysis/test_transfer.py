@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from depure.analysis.store import Cells
-from depure.analysis.transfer import Transfer, accuracy_of, mean_of, table_of, transfer
+from depure.analysis.transfer import TransferMatrix, accuracy_of, mean_of, table_of, transfer
 from depure.attacks import PGD
 from depure.data.images import Images
 from depure.defences import Defended
@@ -65,7 +65,7 @@ SETTINGS = {
 ATTACK = PGD(steps=4, eot=3)
 
 
-def run(settings: Any = SETTINGS, n: int = 12, **more: Any) -> Transfer:
+def run(settings: Any = SETTINGS, n: int = 12, **more: Any) -> TransferMatrix:
     return transfer(settings, pictures(n), attack=ATTACK, draws=5, **more)
 
 

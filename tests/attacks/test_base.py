@@ -109,7 +109,7 @@ def test_a_start_is_checked():
         ({"y": torch.zeros(3, dtype=torch.int64)}, "y must be 4 whole numbers"),
         ({"y": torch.zeros(4)}, "y must be 4 whole numbers, .*torch.float32"),
         ({"noise": NOISE[:3]}, "noise must have 4 rows, one per image; got 3"),
-        ({"ball": Flow(0.1)}, "To attacks in the balls Linf and L2 and L1 only; got Flow.*StAdv"),
+        ({"ball": Flow(0.1)}, "To attacks in Linf, L2, L1 only; got Flow.*StAdv"),
         ({"ball": L2(5.0)}, "eps must be at most 4, the largest L2 change"),
     ],
 )
@@ -125,3 +125,5 @@ def test_without_a_watch_nobody_hears():
     assert torch.equal(To(0.0)(MODEL, x, y, Linf(0.1), NOISE), x)
     with pytest.raises(TypeError):
         To(0.0)(MODEL, x, y, Linf(0.1), NOISE, print)  # a watch is named
+    with pytest.raises(ValueError, match=r"watch must be a Watch, .* got <built-in function"):
+        To(0.0)(MODEL, x, y, Linf(0.1), NOISE, watch=print)

@@ -375,7 +375,7 @@ class Ring(Ball):
 def test_another_ball_is_refused_by_name(name: str) -> None:
     attack, ball, _ = EVERY[name]
     assert isinstance(ball, attack.balls)
-    words = rf"^{type(attack).__name__} attacks in the balls .+ only; got .*Ring"
+    words = rf"^{type(attack).__name__} attacks in .+ only; got .*Ring"
     with pytest.raises(ValueError, match=words):
         attacked(attack, problem(Toy(), Ring()))  # type: ignore[abstract]
 

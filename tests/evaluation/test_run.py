@@ -544,6 +544,10 @@ def test_runs_of_the_same_defence_share_a_gradient_check(images, tmp_path, monke
     evaluate(MODEL, images, ATTACK, Threat(Linf(0.05)), out=tmp_path / "c", **SETTINGS)
     evaluate(MODEL, images, ATTACK, THREAT, out=tmp_path / "d", **{**SETTINGS, "seed": 5})
     assert len(made) == 3  # another ball, another seed
+    before = len(made)
+    evaluate(MODEL, images, ATTACK, THREAT, **SETTINGS)  # a temporary folder trusts no neighbour
+    assert len(made) == before + 1
+    made.pop()
     for name in "abcd":  # what is not whole is passed over
         (tmp_path / name / "gradient_check.json").write_text("{}")
     evaluate(MODEL, images, ATTACK, THREAT, out=tmp_path / "e", **SETTINGS)

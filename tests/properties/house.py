@@ -330,7 +330,7 @@ BARS = (
     Bar("fmt: skip and fmt: off", unformatted, 105, 15),
     Bar("functions of more than 7 parameters", wide_functions, 15, 6),
     Bar("files in the fullest folder", fullest_folder, 20, 9),
-    Bar("names exported with two meanings", exported_twice, 1, 0),
+    Bar("names exported with two meanings", exported_twice, 0, 0),
     Bar("public names exported nowhere", nowhere_exported, 462, 40),
     Bar("modules in import cycles", cycles, 0, 0),
     Bar("lines of the command line", cli_lines, 3440, 1700),

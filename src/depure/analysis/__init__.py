@@ -8,7 +8,7 @@ from depure.analysis.quality import Features, Quality, quality
 from depure.analysis.stochasticity import Stochasticity, stochasticity
 from depure.analysis.store import Cells
 from depure.analysis.trajectories import Trajectories, trajectories
-from depure.analysis.transfer import Setting, Transfer, transfer
+from depure.analysis.transfer import Setting, TransferMatrix, transfer
 
 __all__ = [
     "Cells",
@@ -20,7 +20,7 @@ __all__ = [
     "Setting",
     "Stochasticity",
     "Trajectories",
-    "Transfer",
+    "TransferMatrix",
     "gradients",
     "inception_features",
     "landscape",

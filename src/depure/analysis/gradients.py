@@ -45,6 +45,7 @@ from depure.evaluation.shards import base_noise
 from depure.evaluation.statistics import Interval, difference
 from depure.noise import Noise
 from depure.purifiers import BPDA, Chained
+from depure.records import came
 from depure.rows import rows_at_once
 from depure.threat import Norm, Threat
 
@@ -162,8 +163,7 @@ def gradients(
         cells: keeps the pieces, see `Cells`; its `total` grows by the number of cells here.
 
     Raises:
-        ValueError: a defence draws no noise or all is known, fewer than 2 images, or numbers out
-            of range or order.
+        ValueError: no noise is unknown, fewer than 2 images, or numbers out of range or order.
     """
     attack = PGD() if attack is None else attack
     named, threat = named_models(models), Threat(ball, knows)
@@ -208,7 +208,7 @@ def _variants(
         }
     if given:
         raise ValueError(
-            f"approximations are loop drivers of a Chained purifier; got {purifier!r:.60}: none fit"
+            f"approximations are loop drivers of a Chained purifier; got {came(purifier)}: none fit"
         )
     return {"BPDA": Defended(BPDA(purifier), model.classifier)} if purifier.exact else {}
 
@@ -382,7 +382,7 @@ def chain_gradients(
     """
     purifier = model.purifier
     if not isinstance(purifier, Chained):
-        raise ValueError(f"a chain of states is that of a Chained purifier; got {purifier!r:.60}")
+        raise ValueError(f"a chain of states is that of a Chained purifier; got {came(purifier)}")
     with torch.no_grad():
         chain = purifier.prepared(x, noise)
         states = [chain.start, *walk(chain.links, chain.start, chain.context)]

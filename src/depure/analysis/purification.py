@@ -22,6 +22,7 @@ from depure.diffusion.backprop import Checkpoint
 from depure.noise import Noise
 from depure.purifiers.base import Purifier
 from depure.purifiers.chained import Chained, Level
+from depure.records import came
 from depure.rows import rows_at_once
 from depure.threat import Norm
 from depure.weights import fingerprint
@@ -148,7 +149,7 @@ def _chain_of(model: Defended) -> Chained:
     if not isinstance(purifier, Chained) or not {"t_star", "steps"} <= set(known):
         raise ValueError(
             f"this analysis follows a chain over t_star and steps, such as a DiffPure's; got "
-            f"{purifier!r:.80}: give the purifier that does the denoising"
+            f"{came(purifier)}: give the purifier that does the denoising"
         )
     return purifier
 

@@ -31,6 +31,7 @@ from depure.defences.defended import Defended
 from depure.evaluation.record import describe
 from depure.noise import Noise
 from depure.purifiers.base import check_stages
+from depure.records import came
 from depure.threat import Norm, Threat
 
 BOTH = "both"  # every stage at which a defence draws noise
@@ -176,7 +177,7 @@ def named_models(models: Defended | Mapping[str, Defended]) -> dict[str, Defende
     for name, model in named.items():
         if not model.stages:
             raise ValueError(
-                f"the defence {name!r} draws no noise ({model.purifier!r:.60}), so that known and "
+                f"the defence {name!r} draws no noise ({came(model.purifier)}), so that known and "
                 f"fresh noise are one and there is no stochasticity to analyse: give a defence "
                 f"whose purifier has stages"
             )

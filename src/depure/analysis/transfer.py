@@ -54,7 +54,7 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Transfer:
+class TransferMatrix:
     """Accuracy of S settings on n images attacked with another setting in mind.
 
     Shares are over the judge's draws, which no attack used, and lie in [0, 1].
@@ -92,7 +92,7 @@ def transfer(
     draws: int = 20,
     batch: int = 32,
     cells: Cells | None = None,
-) -> Transfer:
+) -> TransferMatrix:
     """Attack under every setting, judge under every setting.
 
     Settings may differ in seed (DW-box: other known noise), sampler, number of steps, model,
@@ -134,7 +134,7 @@ def transfer(
             row.append(share(seen, images))
         rows.append(row)
     count = [s.draws(images.index, draws) for s in chosen.values()]
-    return Transfer(
+    return TransferMatrix(
         tuple(chosen), np.array(rows), np.array(clean), np.array(count),
         images.index.numpy(), _joint(records),
     )  # fmt: skip

@@ -11,6 +11,7 @@ from depure.attacks.asking.gradients import Expected
 from depure.attacks.asking.model import Model
 from depure.attacks.case import Case
 from depure.noise import Noise
+from depure.records import came
 from depure.threat.balls import Ball, Norm
 
 TraceOf = Literal["defence", "other model", "several targets"]
@@ -83,7 +84,7 @@ class Attack(ABC):
         Raises:
             ValueError: the shapes do not fit together, or this attack is not made for this ball.
         """
-        _check_call(x, y, noise)
+        _check_call(x, y, noise, watch)
         check_ball(self, ball)
         ball.check_images(x)
         return self.propose(Case(model, x, y, ball, noise), Watch() if watch is None else watch)
@@ -141,12 +142,16 @@ def check_ball(attack: Attack, ball: Ball) -> None:
     kinds = {kind.__name__: kind for kind in attack.balls}
     names = [*("Linf", "L2", "L1") * ("Norm" in kinds), *(n for n in kinds if n != "Norm")]
     raise ValueError(
-        f"{type(attack).__name__} attacks in the balls {' and '.join(names) or 'of none'} only; "
-        f"got {ball}: choose another ball, or an attack such as {ball.attacked_by}"
+        f"{type(attack).__name__} attacks in {', '.join(names) or 'no ball at all'} only; got "
+        f"{ball}: choose another ball, or an attack such as {ball.attacked_by}"
     )
 
 
-def _check_call(x: Tensor, y: Tensor, noise: Noise) -> None:
+def _check_call(x: Tensor, y: Tensor, noise: Noise, watch: Watch | None) -> None:
+    if watch is not None and not isinstance(watch, Watch):
+        raise ValueError(
+            f"watch must be a Watch, whose `iteration` and `member` are called; got {came(watch)}"
+        )
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(
             f"x must be floating point images (B, C, H, W); got {x.dtype} {tuple(x.shape)}"

@@ -145,7 +145,7 @@ def command_line() -> str:
 
 
 def _portable(word: str) -> str:
-    """`--out=/home/me/m` becomes `--out=m`; `small-cnn:/data/c.safetensors`, `small-cnn:c...`."""
+    """`--out=/a/m` becomes `--out=m`; `small-cnn:/data/c.safetensors`, `small-cnn:c...`."""
     start = 0 if word.startswith("/") else max(word.find("=/"), word.find(":/")) + 1
     path = Path(word[start:])
     if not path.is_absolute():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from typing import Any, Never
 
 import click
@@ -30,11 +31,12 @@ def told(error: OSError) -> str:
     return f"{' and '.join(named) or 'a file'}: {error.strerror}"
 
 
-class _Checked(click.ParamType):  # type: ignore[type-arg]
+class _Checked(click.ParamType, ABC):  # type: ignore[type-arg]
     """A type whose `parse` raises ValueError with the end of the sentence."""
 
+    @abstractmethod
     def parse(self, text: str) -> Any:
-        raise NotImplementedError
+        """The value that a text stands for."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:

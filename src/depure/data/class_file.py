@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from depure.files import parse_json, plain
+from depure.records import came
 
 _LARGEST = 16 * 2**20  # bytes
 _WNID = re.compile(r"(n[0-9]{8})\s+(\S.*)")
@@ -105,8 +106,8 @@ def _in_order(found: dict[str, Any]) -> list[Any]:
 def _names(place: int, entry: Any) -> tuple[str, ...]:
     several = entry if isinstance(entry, list) else [entry]
     if not several or not all(isinstance(n, str) and n.strip() for n in several):
-        raise ValueError(f"class {place} is {entry!r:.60} instead of a name")
+        raise ValueError(f"class {place} is {came(entry)} instead of a name")
     odd = next((n for n in several if not n.strip().isprintable()), None)
     if odd is not None:
-        raise ValueError(f"the name of class {place}, {odd!r:.60}, cannot be printed")
+        raise ValueError(f"the name of class {place}, {came(odd)}, cannot be printed")
     return tuple(name.strip() for name in several)

@@ -14,6 +14,7 @@ from numbers import Integral
 import torch
 
 from depure.data.images import Images
+from depure.records import came
 
 Classes = int | Sequence[str | Sequence[str]]
 
@@ -180,14 +181,14 @@ def _checked(classes: Sequence[str | Sequence[str]]) -> list[tuple[str, ...]]:
     """The names of each class; the first one, which no two classes may share, is its own."""
     if isinstance(classes, str | bytes):
         raise TypeError(
-            f"classes must be a list of names; got the text {classes!r:.60}: pass "
+            f"classes must be a list of names; got the text {came(classes)}: pass "
             f"read_classes(FILE) for a file"
         )
     found: list[tuple[str, ...]] = []
     for place, entry in enumerate(classes):
         several = (entry,) if isinstance(entry, str) else tuple(entry)
         if not several or not all(isinstance(n, str) and n.strip() for n in several):
-            raise ValueError(f"class {place} has no name: got {entry!r:.60}, expected a text")
+            raise ValueError(f"class {place} has no name: got {came(entry)}, expected a text")
         found.append(tuple(name.strip() for name in several))
     own: dict[str, int] = {}
     for place, several in enumerate(found):

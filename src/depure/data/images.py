@@ -10,6 +10,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from depure.records import came
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Images:
@@ -102,7 +104,7 @@ def stratified(y: Tensor, n: int, seed: int = 0) -> Tensor:
         ValueError: `n` is out of range.
     """
     if not isinstance(n, Integral) or not 1 <= n <= len(y):
-        raise ValueError(f"cannot pick {n!r:.60} of {len(y)} images: ask for 1 to {len(y)}")
+        raise ValueError(f"cannot pick {came(n)} of {len(y)} images: ask for 1 to {len(y)}")
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(y), generator=generator)
     # One image of every class, then a second one of every class, and so on: the classes differ

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from depure.files import plain
+from depure.records import came
 
 Split = Literal["train", "val", "test"]
 
@@ -49,7 +50,7 @@ def class_folders(root: Path, split: Split | None) -> tuple[Path, dict[str, list
         ValueError: the folder holds splits, and not the one asked for, or none is asked for.
     """
     if split is not None and split not in get_args(Split):
-        raise ValueError(f"split must be one of {get_args(Split)} or None; got {split!r:.60}")
+        raise ValueError(f"split must be one of {get_args(Split)} or None; got {came(split)}")
     folders = _sub_folders(existing_folder(root))
     if not folders:
         raise FileNotFoundError(

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from depure.records import came
+
 _LARGEST = 2**20  # of any whole number, and of the entries of a list
 
 
@@ -26,7 +28,7 @@ def whole(config: Mapping[str, Any], name: str, otherwise: int) -> int:
     """
     value = config.get(name, otherwise)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
-        raise ValueError(f"{name} must be a whole number from 1 to {_LARGEST:,}; got {value!r:.40}")
+        raise ValueError(f"{name} must be a whole number from 1 to {_LARGEST:,}; got {came(value)}")
     return value
 
 
@@ -38,12 +40,12 @@ def numbers(config: Mapping[str, Any], name: str) -> tuple[float, ...]:
     """
     values = config.get(name)
     if not isinstance(values, list | tuple) or not 1 <= len(values) <= _LARGEST:
-        raise ValueError(f"{name} must be a list of numbers; got {values!r:.40}")
+        raise ValueError(f"{name} must be a list of numbers; got {came(values)}")
     return tuple(_real(name, value) for value in values)
 
 
 def _real(name: str, value: object) -> float:
     real = isinstance(value, int | float) and not isinstance(value, bool)
     if not real or not abs(value) < 1e300 or not math.isfinite(value):  # type: ignore[arg-type]
-        raise ValueError(f"{name} must be a finite number; got {value!r:.40}")
+        raise ValueError(f"{name} must be a finite number; got {came(value)}")
     return float(value)  # type: ignore[arg-type]

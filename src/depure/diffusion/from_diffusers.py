@@ -12,6 +12,7 @@ from torch import nn
 from depure.diffusion.config import number, numbers, whole
 from depure.diffusion.schedules import Karras, Schedule, VPDiscrete
 from depure.networks.unets import UNet, UNetSettings, current_names
+from depure.records import came
 from depure.weights import (
     check_weights,
     first_line,
@@ -86,7 +87,7 @@ def read_scheduler(scheduler: object) -> tuple[Schedule, Any]:
     kind = config.get("beta_schedule")
     if kind is None and config.get("trained_betas") is None:
         raise ValueError(
-            f"the scheduler {scheduler!r:.80} names no betas: pass a DDPM- or DDIM-like scheduler, "
+            f"the scheduler {came(scheduler)} names no betas: pass a DDPM- or DDIM-like scheduler, "
             f"its configuration, or schedule="
         )
     if config.get("rescale_betas_zero_snr"):

@@ -191,7 +191,7 @@ class Evaluation:
         most = min(self.shard_size, len(self.images)) * draws  # that an attack has to ask for
         chunk = min(rows_at_once(some.x, self.chunk), most)
         key = key_of(self.model, self.description(), some, chunk, short=short)
-        known = made_before(self.folder, key)
+        known = made_before(self.folder, key, beside=self.journal)
         if known is not None:
             if not (self.folder / CHECK).exists():
                 self._pieces.write_json(CHECK, {**known, "key": key})

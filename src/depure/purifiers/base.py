@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from depure.diffusion.denoiser import Denoiser
 from depure.noise import Noise
+from depure.records import came
 from depure.types import Time, Waypoint
 
 _TOLERANCE = 1e-3  # finite differences and float rounding may leave [0, 1] by a hair
@@ -130,7 +131,7 @@ class Purifier(nn.Module, ABC):
             ValueError: for a purifier without a model that generates.
         """
         raise ValueError(
-            f"{self!r:.80} generates no images: take a diffusion purifier such as DiffPure"
+            f"{came(self)} generates no images: take a diffusion purifier such as DiffPure"
         )
 
     def _check(self, x: Tensor, noise: Noise) -> None:

@@ -14,7 +14,7 @@ from depure.diffusion.backprop import Backprop, Checkpoint
 from depure.diffusion.chain import Chain, State
 from depure.noise import Noise
 from depure.purifiers.base import Purifier
-from depure.records import record_of
+from depure.records import came, record_of
 from depure.types import Waypoint
 
 
@@ -61,10 +61,10 @@ class Chained(Purifier):
         Called for every new object that `with_settings` and `with_backprop` make; to be extended.
         """
         if not isinstance(self.backprop, Backprop):
-            raise ValueError(f"backprop must be a Backprop object; got {self.backprop!r:.80}")
+            raise ValueError(f"backprop must be a Backprop object; got {came(self.backprop)}")
         kind = type(self.settings)
         if not is_dataclass(kind) or not kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-            raise ValueError(f"settings must be a frozen dataclass; got {self.settings!r:.80}")
+            raise ValueError(f"settings must be a frozen dataclass; got {came(self.settings)}")
 
     @final
     @property
@@ -178,7 +178,7 @@ class Chained(Purifier):
         if type(settings) is not type(self.settings):
             raise ValueError(
                 f"settings must be {type(self.settings).__name__}, as in "
-                f"replace(purifier.settings, ...); got {settings!r:.80}"
+                f"replace(purifier.settings, ...); got {came(settings)}"
             )
         return self._with("settings", settings)
 

@@ -19,8 +19,16 @@ _SUPERSCRIPT = str.maketrans(
 )
 _QUESTIONS = {
     "gradient": "Is the attack's gradient the true gradient of the defence?",
+    "gradient at proposals": "Is it still the true gradient where the attack ended?",
     "randomness": "Is the defence as random as it says?",
     "logits": "Does the classifier give raw scores, in evaluation mode?",
+    "neighbours": "Does an image's answer stay the same whatever stands beside it?",
+    "answers": "Was every answer a finite number?",
+    "labels": "Are the clean images classified better than by guessing?",
+    "classes": "Are the classes of the images those of the classifier?",
+    "vanishing loss": "Did the loss keep its gradient?",
+    "zero gradient": "Was there a gradient to follow?",
+    "memory": "Did the run keep the rows at once that were planned?",
     "ball": "Do all attacked images stay in the bound?",
     "finite": "Was every gradient a finite number?",
     "loss rises": "Does the attack make progress?",

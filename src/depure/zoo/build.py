@@ -8,6 +8,7 @@ from numbers import Integral
 from torch import nn
 
 from depure.networks.unets import UNet, UNetSettings
+from depure.records import came
 from depure.zoo.nets import CifarResNet, SmallCNN
 from depure.zoo.wide import WideResNet, wide_resnet_sizes
 
@@ -36,11 +37,11 @@ def new_unet(
     """
     if not isinstance(size, Integral) or not isinstance(widths, Sequence) or not widths:
         raise ValueError(
-            f"size must be a whole number and widths a list of them; got {size!r:.40} and "
-            f"{widths!r:.40}"
+            f"size must be a whole number and widths a list of them; got {came(size)} and "
+            f"{came(widths)}"
         )
     if size < 1 or not all(isinstance(w, Integral) and 0 < w <= 2**20 for w in widths):
-        raise ValueError(f"size and widths must be above 0; got {size:.40g} and {widths!r:.40}")
+        raise ValueError(f"size and widths must be above 0; got {size:.40g} and {came(widths)}")
     if size % 2 ** (len(widths) - 1):
         raise ValueError(
             f"images of {size} pixels cannot be halved {len(widths) - 1} times: "

@@ -212,7 +212,7 @@ class Ring(Ball):
 @pytest.mark.parametrize("ball", [Ring(), L2(0.5)], ids=["Ring", "L2"])
 def test_wrong_balls(ball):
     x, y = grey(2)
-    with pytest.raises(ValueError, match=r"RayS attacks in the balls Linf only; got .*(Ring|L2)"):
+    with pytest.raises(ValueError, match=r"RayS attacks in Linf only; got .*(Ring|L2)"):
         RayS()(Plane(), x, y, ball, Noise.of(0, range(2)))
 
 

@@ -242,7 +242,7 @@ class Ring(Ball):
 def test_what_cannot_be_attacked():
     x, y = start(2)
     noise = Noise.of(0, range(2))
-    with pytest.raises(ValueError, match=r"SPSA attacks in the balls Linf and L2 only; got .*Ring"):
+    with pytest.raises(ValueError, match=r"SPSA attacks in Linf, L2 only; got .*Ring"):
         SPSA()(Curved(), x, y, Ring(), noise)
     one = Curved()
     one.forward = lambda x, noise: x.flatten(1)[:, :1]

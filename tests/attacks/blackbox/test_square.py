@@ -198,9 +198,7 @@ class Ring(Ball):
 def test_what_cannot_be_attacked():
     x, y = grey(2)
     noise = Noise.of(0, range(2))
-    with pytest.raises(
-        ValueError, match=r"Square attacks in the balls Linf and L2 only; got .*Ring"
-    ):
+    with pytest.raises(ValueError, match=r"Square attacks in Linf, L2 only; got .*Ring"):
         Square()(Shifted(), x, y, Ring(), noise)
     one = Shifted()
     one.forward = lambda x, noise: x.flatten(1)[:, :1]

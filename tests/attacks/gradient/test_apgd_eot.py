@@ -285,5 +285,5 @@ def test_bad_settings(settings, message):
 
 def test_shrinking_is_for_l1():
     model, x, y, noise = problem(2)
-    with pytest.raises(ValueError, match=r"APGD attacks in the balls L1 only; got L2"):
+    with pytest.raises(ValueError, match=r"APGD attacks in L1 only; got L2"):
         APGD(shrinking=True)(model, x, y, L2(0.5), noise)

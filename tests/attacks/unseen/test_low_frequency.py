@@ -113,7 +113,7 @@ def test_it_lowers_accuracy_and_more_with_a_larger_bound(bounds):
 
 def test_errors():
     x, y, noise = pictures(1), torch.tensor([0]), Noise.of(0, [0])
-    with pytest.raises(ValueError, match="Perceptual and Linf only; got L2"):
+    with pytest.raises(ValueError, match="attacks in Perceptual, Linf only; got L2"):
         LowFrequency()(Shaky(), x, y, L2(1.0), noise)
     with pytest.raises(ValueError, match="13 pixels do not fit images of 6 x 6"):
         LowFrequency(kernels=(13,))(Shaky(), x, y, Linf(0.1), noise)

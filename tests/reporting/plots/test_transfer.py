@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from depure.analysis.transfer import Transfer
+from depure.analysis.transfer import TransferMatrix
 from depure.reporting.plots.transfer import transfer_figure
 
 
@@ -16,7 +16,9 @@ def test_the_matrix_shows_the_numbers() -> None:
         "attack": {"name": "PGD", "steps": 7},
         "ball": {"name": "L2", "eps": 0.5},
     }
-    result = Transfer(("a", "b", "c"), robust, clean, np.array([4, 4, 4]), np.arange(10), settings)
+    result = TransferMatrix(
+        ("a", "b", "c"), robust, clean, np.array([4, 4, 4]), np.arange(10), settings
+    )
     figure = transfer_figure(result)
     axes = figure.axes[0]
     values = 100 * result.robust_accuracy()

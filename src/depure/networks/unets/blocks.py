@@ -66,14 +66,20 @@ class Down(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, image: Tensor) -> tuple[list[Tensor], Tensor]:
         """All results, the last of which goes on, and the image as it came."""
-        results = []
-        for layer, resnet in enumerate(self.resnets):
-            x = resnet(x, time)
-            x = self.attentions[layer](x) if self.attends else x
-            results.append(x)
+        results = _layers(self, x, time)
         if self.halves:
-            results.append(_sampled(self.downsamplers[0], x, time))
+            results.append(_sampled(self.downsamplers[0], results[-1], time))
         return results, image
+
+
+def _layers(block: Down | SkipDown, x: Tensor, time: Tensor) -> list[Tensor]:
+    """The result of every residual block, with its attention where there is one."""
+    results = []
+    for layer, resnet in enumerate(block.resnets):
+        x = resnet(x, time)
+        x = block.attentions[layer](x) if block.attends else x
+        results.append(x)
+    return results
 
 
 def _sampled(sampler: nn.Module, x: Tensor, time: Tensor) -> Tensor:
@@ -105,13 +111,9 @@ class SkipDown(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, image: Tensor) -> tuple[list[Tensor], Tensor]:
         """All results, the last of which goes on, and the image at their resolution."""
-        results = []
-        for layer, resnet in enumerate(self.resnets):
-            x = resnet(x, time)
-            x = self.attentions[layer](x) if self.attends else x
-            results.append(x)
+        results = _layers(self, x, time)
         if self.halves:
-            x, image = self.resnet_down(x, time), filtered_half(image)
+            x, image = self.resnet_down(results[-1], time), filtered_half(image)
             results.append(self.skip_conv(image) + x)
         return results, image
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
+from depure.records import came
+
 _LARGEST = 2**20  # of any number: larger ones take all memory to build
 _LONGEST = 64  # of any list, and layers of one block
 
@@ -182,7 +184,7 @@ class UNetSettings:
 
 
 def _wrong(name: str, value: object, expected: str) -> ValueError:
-    return ValueError(f"{name} must be {expected}; got {value!r:.60}")
+    return ValueError(f"{name} must be {expected}; got {came(value)}")
 
 
 def _is_whole(value: object, least: int = 1) -> bool:

@@ -18,6 +18,7 @@ from depure.noise import Noise
 from depure.purifiers.base import Entry
 from depure.purifiers.chained import Chained, Level
 from depure.purifiers.diffusion.rounds import Rounds
+from depure.records import came
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class DiffPure(Chained):
         rule = sampler if sampler is not None else DDPM()
         super().__init__(DiffPureSettings(rule, t_star, steps, rounds, convention, clamp), backprop)
         if not isinstance(denoiser, Denoiser):
-            raise ValueError(f"denoiser must be a Denoiser object; got {denoiser!r:.80}")
+            raise ValueError(f"denoiser must be a Denoiser object; got {came(denoiser)}")
         self.denoiser = denoiser
         self.check()
         self.eval()
@@ -82,7 +83,7 @@ class DiffPure(Chained):
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1; got {self.rounds}")
         if not isinstance(self.sampler, Sampler):
-            raise ValueError(f"sampler must be a Sampler object; got {self.sampler!r:.80}")
+            raise ValueError(f"sampler must be a Sampler object; got {came(self.sampler)}")
         self.sampler.check(self.denoiser.schedule)
         self.grid.path(self.denoiser.schedule)  # fails here, not in the first batch
         if isinstance(self.backprop, Surrogate):

@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from depure.analysis.store import Array
-from depure.analysis.transfer import Transfer
+from depure.analysis.transfer import TransferMatrix
 from depure.reporting.figures import _figure, _wrapped, style
 from depure.reporting.plots.common import MAP, caption
 
 
-def transfer_figure(result: Transfer) -> Figure:
+def transfer_figure(result: TransferMatrix) -> Figure:
     """Accuracies in percent with intervals; a row is an attack, a column a judge.
 
     The first row is the null control, without attack. Framed: each setting's own evaluation.
@@ -60,7 +60,7 @@ def _names(axes: Axes, labels: tuple[str, ...]) -> None:
         spine.set_visible(False)
 
 
-def _words(result: Transfer) -> str:
+def _words(result: TransferMatrix) -> str:
     s = result.settings
     attack = s["attack"]
     chosen = {k: v for k, v in attack.items() if k != "name" and v not in (None, False)}
